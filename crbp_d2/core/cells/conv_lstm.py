@@ -1,0 +1,53 @@
+"""Convolutional LSTM, the rival cell of the Pathfinder study."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from crbp_d2.core.cells.parts import odd_kernel
+from crbp_d2.core.state import zero_state
+
+
+class ConvLSTMCell(nn.Module):
+    """Convolutional LSTM (Shi et al. 2015) without peepholes; its state is the pair `(h, c)`.
+
+        i, f, o, g = W_x * x + W_h * h + b
+        c' = sigmoid(f) . c + sigmoid(i) . tanh(g)
+        h' = sigmoid(o) . tanh(c')
+
+    Args:
+        channels: `C` of drive and of both parts of the state.
+        kernel_size: `E` of both convolutions, odd; as the hGRU's in the paper.
+        forget_bias: initial bias of the forget gate; 1 lets the memory last at first (Jozefowicz et
+            al. 2015).
+
+    Raises:
+        ConfigurationError: an impossible kernel size.
+    """
+
+    def __init__(self, *, channels: int, kernel_size: int = 15, forget_bias: float = 1.0) -> None:
+        super().__init__()
+        size = odd_kernel(kernel_size)
+        self.channels = channels
+        self.from_drive = nn.Conv2d(channels, 4 * channels, size, padding=size // 2)
+        self.from_state = nn.Conv2d(channels, 4 * channels, size, padding=size // 2, bias=False)
+        for kernel in (self.from_drive, self.from_state):
+            nn.init.orthogonal_(kernel.weight)
+        bias = self.from_drive.bias
+        assert bias is not None
+        nn.init.zeros_(bias)
+        nn.init.constant_(bias[channels : 2 * channels], forget_bias)
+
+    def initial_state(self, drive: Tensor) -> tuple[Tensor, Tensor]:
+        """`(h, c)` of zeros for a drive `(N, C, H, W)`; float32 under autocast."""
+        zeros = zero_state(drive)
+        return zeros, zeros.clone()
+
+    def forward(self, drive: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The next `(h, c)`, both `(N, C, H, W)`; `h` lies in (-1, 1)."""
+        hidden, memory = state
+        joint = self.from_drive(drive) + self.from_state(hidden)
+        entry, forget, exit_, candidate = joint.chunk(4, dim=1)
+        memory = torch.sigmoid(forget) * memory + torch.sigmoid(entry) * torch.tanh(candidate)
+        return torch.sigmoid(exit_) * torch.tanh(memory), memory

@@ -1,0 +1,101 @@
+"""The hGRU of the Pathfinder models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crbp_d2.core.cells.parts import (
+    PointwiseGate,
+    initialise_gate_biases,
+    odd_kernel,
+    state_norm,
+)
+
+
+class HGRUCell(nn.Module):
+    """Horizontal gated recurrent unit: suppression, then facilitation, over long-range kernels.
+
+    Supplement of Linsley et al. 2020, section 3.1 (`Z` drive, `H` state, `*` convolution, `.`
+    elementwise, `[.]+` softplus):
+
+        G^S = sigmoid(U^S * H)                          suppression gate
+        C^S = norm(W^S * (H . G^S))                     suppression
+        S   = [Z - [(alpha H + mu) . C^S]+]+
+        G^F = sigmoid(U^F * S)                          recurrent gate
+        C^F = norm(W^F * S)                             facilitation
+        H~  = [nu (C^F + S) + omega (C^F . S)]+
+        H'  = (1 - G^F) . H + G^F . H~
+
+    Args:
+        channels: `C` of drive and state.
+        kernel_size: `E`, odd; the paper's 15, and 3, 5, 9 in its study of parameter efficiency.
+        norm: see `state_norm`; `BN` is the paper's. The norm's parameters are shared over steps.
+        norm_scale: initial scale of the norms. The released code starts at 0.1, from which small
+            models hardly learn; 1 is the usual start.
+        rectify_state: put the new state through a softplus as well, as the released cell does and
+            the paper's equations do not.
+        gate_bias: `chrono` (the paper's intent) or `released`, see `initialise_gate_biases`.
+        chrono_steps: `T` of the chrono initialisation.
+
+    Raises:
+        ConfigurationError: an unknown name or an impossible size.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        kernel_size: int = 15,
+        norm: str = "BN",
+        norm_scale: float = 1.0,
+        rectify_state: bool = False,
+        gate_bias: str = "chrono",
+        chrono_steps: int = 20,
+    ) -> None:
+        super().__init__()
+        size = odd_kernel(kernel_size)
+        self.rectify_state = rectify_state
+        self.suppression_gate = PointwiseGate(channels=channels)
+        self.suppression = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
+        self.suppression_norm = state_norm(norm, channels, scale=norm_scale)
+        self.recurrent_gate = PointwiseGate(channels=channels)
+        self.facilitation = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
+        self.facilitation_norm = state_norm(norm, channels, scale=norm_scale)
+        self.alpha = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+        self.mu = nn.Parameter(torch.ones(channels, 1, 1))
+        self.nu = nn.Parameter(torch.full((channels, 1, 1), 0.5))
+        self.omega = nn.Parameter(torch.full((channels, 1, 1), 0.5))
+        for gate in (self.suppression_gate, self.recurrent_gate):
+            nn.init.orthogonal_(gate.convolution.weight)
+        for kernel in (self.suppression, self.facilitation):
+            nn.init.orthogonal_(kernel.weight)
+        initialise_gate_biases(
+            self.suppression_gate.bias,
+            self.recurrent_gate.bias,
+            kind=gate_bias,
+            steps=chrono_steps,
+        )
+
+    def forward(self, drive: Tensor, state: Tensor) -> Tensor:
+        """The next state.
+
+        Args:
+            drive: `Z (N, C, H, W)`, non-negative in the paper's models (squared filter responses).
+            state: `H (N, C, H, W)`, non-negative from a start at zero.
+
+        Returns:
+            `H' (N, C, H, W)`.
+        """
+        gated = state * self.suppression_gate(state)
+        suppressed = self.suppression_norm(self.suppression(gated))
+        inhibition = F.softplus((self.alpha * state + self.mu) * suppressed)
+        excitation = F.softplus(drive - inhibition)
+        update = self.recurrent_gate(excitation)
+        facilitated = self.facilitation_norm(self.facilitation(excitation))
+        candidate = F.softplus(
+            self.nu * (facilitated + excitation) + self.omega * (facilitated * excitation)
+        )
+        following = (1 - update) * state + update * candidate
+        return F.softplus(following) if self.rectify_state else following

@@ -1,0 +1,105 @@
+"""The hGRU of the recurrent mask head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from crbp_d2.core.cells.parts import (
+    GlobalLocalGate,
+    PointwiseGate,
+    activation,
+    initialise_gate_biases,
+    odd_kernel,
+    state_norm,
+)
+from crbp_d2.core.errors import ConfigurationError, choices
+
+GATES = ("gala", "pointwise")
+
+
+class MaskHGRUCell(nn.Module):
+    """Group-normalised hGRU that takes the place of Mask R-CNN's four convolutions.
+
+    Supplement of Linsley et al. 2020, sections 3.1 and 3.3, with the shapes of the released model
+    (`Z` drive, `H` state, `*` convolution, `.` elementwise, phi the activation):
+
+        G^S = gate(H)                                   suppression gate
+        C^S = norm(W^S * (H . G^S))                     suppression
+        S   = phi(Z - C^S . (alpha H + mu))
+        G^F = sigmoid(U^F * S + b)                      recurrent gate
+        C^F = norm(W^F * S)                             facilitation
+        H'  = (1 - G^F) . H + G^F . phi(C^F)
+
+    Args:
+        channels: `C` of drive and state.
+        kernel_size: of `W^S` and `W^F`, odd.
+        gate: `gala` (`GlobalLocalGate`, the paper) or `pointwise` (the plain hGRU's).
+        norm: see `state_norm`.
+        norm_scale: initial scale of the norms (released: 0.1).
+        activation_name: `phi` (paper: softplus).
+        gate_bias: `chrono` (the paper's intent) or `released`, see `initialise_gate_biases`.
+        chrono_steps: `T` of the chrono initialisation.
+
+    Raises:
+        ConfigurationError: an unknown name or an impossible size.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        kernel_size: int = 3,
+        gate: str = "gala",
+        norm: str = "GN",
+        norm_scale: float = 0.1,
+        activation_name: str = "softplus",
+        gate_bias: str = "chrono",
+        chrono_steps: int = 20,
+    ) -> None:
+        super().__init__()
+        if gate not in GATES:
+            raise ConfigurationError(f"unknown gate {gate!r}; choose from {choices(GATES)}")
+        size = odd_kernel(kernel_size)
+        self.activation = activation(activation_name)
+        self.suppression_gate: GlobalLocalGate | PointwiseGate = (
+            GlobalLocalGate(channels=channels, activation_name=activation_name)
+            if gate == "gala"
+            else PointwiseGate(channels=channels)
+        )
+        self.suppression = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
+        self.suppression_norm = state_norm(norm, channels, scale=norm_scale)
+        self.facilitation = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
+        self.facilitation_norm = state_norm(norm, channels, scale=norm_scale)
+        self.recurrent_gate = PointwiseGate(channels=channels)
+        self.alpha = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+        self.mu = nn.Parameter(torch.ones(channels, 1, 1))
+        for kernel in (
+            self.suppression,
+            self.facilitation,
+            self.recurrent_gate.convolution,
+        ):
+            nn.init.kaiming_normal_(kernel.weight)
+        initialise_gate_biases(
+            self.suppression_gate.bias,
+            self.recurrent_gate.bias,
+            kind=gate_bias,
+            steps=chrono_steps,
+        )
+
+    def forward(self, drive: Tensor, state: Tensor) -> Tensor:
+        """The next state.
+
+        Args:
+            drive: `Z (N, C, H, W)`, RoI features.
+            state: `H (N, C, H, W)`; starts at zero and stays non-negative with softplus.
+
+        Returns:
+            `H' (N, C, H, W)`.
+        """
+        gated = state * self.suppression_gate(state)
+        suppressed = self.suppression_norm(self.suppression(gated))
+        excitation = self.activation(drive - suppressed * (self.alpha * state + self.mu))
+        update = self.recurrent_gate(excitation)
+        candidate = self.activation(self.facilitation_norm(self.facilitation(excitation)))
+        return (1 - update) * state + update * candidate

@@ -1,0 +1,133 @@
+"""Refuses what can't work before it runs, saying which option or cell and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from crbp_d2.core.errors import CellError, ConfigurationError, choices
+from crbp_d2.core.guard import POLICIES
+from crbp_d2.core.penalties import Penalty
+from crbp_d2.core.unrolled import Unrolled
+
+
+def require_step(steps: int) -> None:
+    """A number of steps is an integer of at least 1.
+
+    Raises:
+        ConfigurationError: it isn't.
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise ConfigurationError(f"steps must be an integer of at least 1, got {steps!r}")
+
+
+def require_tolerance(name: str, tolerance: float | None) -> None:
+    """A tolerance is above 0, or `None`.
+
+    Raises:
+        ConfigurationError: it isn't.
+    """
+    if tolerance is not None and not tolerance > 0:
+        raise ConfigurationError(f"{name} must be above 0, or None, got {tolerance}")
+
+
+def require_policy(policy: str) -> None:
+    """A policy for non-finite states and gradients is `raise` or `skip`.
+
+    Raises:
+        ConfigurationError: it isn't.
+    """
+    if policy not in POLICIES:
+        raise ConfigurationError(f"on_nonfinite is {policy!r}; choose from {choices(POLICIES)}")
+
+
+def require_penalties(
+    algorithm: str, asks_for_lcp: bool, penalties: Sequence[Penalty], cell: nn.Module
+) -> None:
+    """Penalties have different names, include what the algorithm asks for and can be
+    differentiated.
+
+    Raises:
+        ConfigurationError: they don't.
+    """
+    names = [penalty.name for penalty in penalties]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"penalties need different names, got {choices(names)}")
+    if asks_for_lcp and "lcp" not in names:
+        raise ConfigurationError(
+            f"{algorithm} asks for the Lipschitz coefficient penalty, but penalties= holds "
+            f"{choices(names) or 'none'}; add LipschitzCoefficientPenalty() or name the estimator "
+            "alone"
+        )
+    synchronised = [n for n, m in cell.named_modules() if isinstance(m, nn.SyncBatchNorm)]
+    if penalties and synchronised:
+        raise ConfigurationError(
+            "SyncBatchNorm has no double backward, which penalties need: "
+            f"{choices(synchronised)}. Use another norm inside the cell, or no penalty"
+        )
+
+
+def refuse_coupled_samples(cell: nn.Module) -> None:
+    """A batch whose samples leave one by one must not be normalised over the batch.
+
+    Raises:
+        ConfigurationError: the cell uses batch statistics at present.
+    """
+    coupled = [
+        name
+        for name, module in cell.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and (module.training or not module.track_running_stats)
+    ]
+    if coupled:
+        raise ConfigurationError(
+            "a tolerance takes settled samples out of the batch, which changes the batch "
+            f"statistics of {choices(coupled)}; use a fixed number of steps or another norm"
+        )
+
+
+def refuse_inference_tensors(tensors: Iterable[Tensor]) -> None:
+    """Tensors made under `torch.inference_mode()` can't be recorded.
+
+    Raises:
+        CellError: there are some.
+    """
+    if any(tensor.is_inference() for tensor in tensors):
+        raise CellError(
+            "the drive or the initial state was made under torch.inference_mode() and can't take "
+            "part in training; clone() it outside, or make it under torch.no_grad()"
+        )
+
+
+def check_dependence(cell: nn.Module, unrolled: Unrolled) -> None:
+    """Refuse a cell whose result does not depend on its state or on one of its parameters.
+
+    Raises:
+        CellError: naming what is not used.
+    """
+    named = {n: p for n, p in cell.named_parameters() if p.requires_grad}
+    inputs = (*unrolled.before, *named.values())
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if any(part.requires_grad for part in unrolled.after):
+        differentiable = tuple(part for part in unrolled.after if part.requires_grad)
+        found = torch.autograd.grad(
+            differentiable,
+            inputs,
+            [torch.zeros_like(part) for part in differentiable],
+            retain_graph=True,
+            allow_unused=True,
+        )
+    states, parameters = found[: len(unrolled.before)], found[len(unrolled.before) :]
+    if all(gradient is None for gradient in states):
+        raise CellError(
+            f"{type(cell).__name__} ignores its state (no gradient flows from the next state to "
+            "the last one); a recurrent cell computes F(drive, state)"
+        )
+    unused = [name for name, g in zip(named, parameters, strict=True) if g is None]
+    if unused:
+        raise CellError(
+            f"{type(cell).__name__} does not use its parameters {choices(unused)}: they would "
+            "never be trained. Remove them or set requires_grad=False"
+        )

@@ -1,0 +1,22 @@
+"""What can go wrong, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class ConfigurationError(ValueError):
+    """An option that is unknown or can't work; the message says which and what is allowed."""
+
+
+class CellError(TypeError):
+    """A cell broke the contract `F(drive, state) -> next state` of unchanged shapes and types."""
+
+
+class NonFiniteError(FloatingPointError):
+    """NaN or infinity in a state or a gradient; names the step and the last residual."""
+
+
+def choices(names: Iterable[str]) -> str:
+    """Names as a readable list for messages."""
+    return ", ".join(sorted(names))

@@ -1,0 +1,290 @@
+"""Gradient estimators: how the loss on the last state reaches weights and drive.
+
+All share one signature, `estimator.unroll(circuit, start, run) -> Unrolled`, and are found by name
+in `ESTIMATORS`. To add one, write a frozen dataclass whose fields are its options and add it to the
+dict.
+
+`J = dF/dh` at the last state, `T` steps, `g0` the gradient that arrives at the state:
+
+| name       | gradient                                                 | memory in T |
+|------------|----------------------------------------------------------|-------------|
+| `bptt`     | through all T steps                                      | O(T)        |
+| `tbptt`    | through the last `length` steps                          | O(length)   |
+| `rbp`      | `sum_{k<=K} (J^T)^k g0` through one step                 | O(1)        |
+| `jfb`      | `g0` through one step (Fung et al. 2103.12803)           | O(1)        |
+| `phantom`  | damped unroll of the last steps (Geng et al. 2111.05177) | O(length)   |
+| `implicit` | `(I - J)^-T g0` through one step, to a tolerance         | O(1)        |
+| `deq`      | forward and adjoint solved by torchdeq (Bai et al. 2019) | O(1)        |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from crbp_d2.core.adjoint import (
+    AdjointSolver,
+    equilibrium_gradient,
+    gmres,
+    neumann_series,
+)
+from crbp_d2.core.circuit import Circuit
+from crbp_d2.core.deq import DeepEquilibrium
+from crbp_d2.core.errors import ConfigurationError, choices
+from crbp_d2.core.forward import relax
+from crbp_d2.core.state import Parts, as_leaves
+from crbp_d2.core.unrolled import Run, Unrolled
+
+
+class Estimator(Protocol):
+    """One way to estimate the gradient."""
+
+    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
+        """Run the circuit from `start`, recorded so that `backward()` gives this estimator's
+        gradient.
+
+        Raises:
+            ConfigurationError: the options don't fit the number of steps.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BackPropagationThroughTime:
+    """`bptt`: ordinary autograd through all steps, exact for the unrolled network.
+
+    Attributes:
+        every_step: keep all recorded states, for a loss on each of them.
+        checkpointed: recompute the steps in the backward pass instead of storing what they need;
+            memory is then one state a step. The last step is stored, as penalties differentiate it
+            twice.
+    """
+
+    every_step: bool = False
+    checkpointed: bool = False
+
+    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
+        _refuse_tolerance("bptt", run)
+        trajectory: list[Parts] = []
+        before = after = _requiring_gradients(start)
+        for step in range(1, run.steps + 1):
+            before = after
+            if self.checkpointed and step < run.steps:
+                after = checkpoint(lambda *parts: circuit(parts), *before, use_reentrant=False)
+            else:
+                after = circuit(before)
+            run.seen(step, after)
+            if self.every_step:
+                trajectory.append(after)
+        return Unrolled(after, before, after, _all_steps(start, run.steps), trajectory)
+
+
+@dataclass(frozen=True)
+class TruncatedBackPropagation:
+    """`tbptt`: autograd through the last steps only.
+
+    Attributes:
+        length: steps that gradients go through (the paper: 3 of 6).
+    """
+
+    length: int = 3
+
+    def __post_init__(self) -> None:
+        _at_least("length", self.length, 1)
+
+    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
+        free, taken = _relax_before(circuit, start, run, self.length, "tbptt", "length")
+        before = after = as_leaves(free)
+        for step in range(run.steps - self.length + 1, run.steps + 1):
+            before = after
+            after = circuit(before)
+            run.seen(step, after)
+        return Unrolled(after, before, after, taken + self.length)
+
+
+@dataclass(frozen=True)
+class RecurrentBackPropagation:
+    """`rbp`: the implicit gradient by a truncated Neumann series; with a penalty it is `crbp`.
+
+    Attributes:
+        neumann_terms: `K >= 0`. 0 gives the one-step gradient `jfb`.
+        neumann_tolerance: a sample's series ends when a term falls under this fraction of the
+            first.
+        norm_cap: end the series once the norm of the running sum exceeds this, as the released code
+            does with 1.0. `None`: never. See `neumann_series` for what that cap does to the
+            gradient.
+    """
+
+    neumann_terms: int = 15
+    neumann_tolerance: float = 1e-4
+    norm_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("neumann_terms", self.neumann_terms, 0)
+        _at_least("neumann_tolerance", self.neumann_tolerance, 0)
+        if self.norm_cap is not None:
+            _at_least("norm_cap", self.norm_cap, 0)
+
+    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
+        solver = neumann_series(
+            self.neumann_terms, tolerance=self.neumann_tolerance, norm_cap=self.norm_cap
+        )
+        return _unroll_equilibrium(circuit, start, run, solver)
+
+
+@dataclass(frozen=True)
+class OneStepGradient:
+    """`jfb`, Jacobian-free back-propagation: the gradient of the last step alone."""
+
+    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
+        return RecurrentBackPropagation(neumann_terms=0).unroll(circuit, start, run)
+
+
+@dataclass(frozen=True)
+class PhantomGradient:
+    """`phantom`: autograd through a damped unroll `h <- (1 - damping) h + damping F(x, h)`.
+
+    Attributes:
+        length: damped steps that gradients go through, the last ones of all.
+        damping: `tau in (0, 1]`; 1 is `tbptt`.
+    """
+
+    length: int = 5
+    damping: float = 0.5
+
+    def __post_init__(self) -> None:
+        _at_least("length", self.length, 1)
+        if not 0 < self.damping <= 1:
+            raise ConfigurationError(f"damping must lie in (0, 1], got {self.damping}")
+
+    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
+        free, taken = _relax_before(circuit, start, run, self.length, "phantom", "length")
+        before = after = state = as_leaves(free)
+        for step in range(run.steps - self.length + 1, run.steps + 1):
+            before = state
+            after = circuit(before)
+            state = tuple(b + self.damping * (a - b) for a, b in zip(after, before, strict=True))
+            run.seen(step, state)
+        return Unrolled(state, before, after, taken + self.length)
+
+
+@dataclass(frozen=True)
+class ImplicitGradient:
+    """`implicit`: `(I - J)^-T g0` solved to a tolerance by GMRES, the reference for all others.
+
+    It is the exact gradient of the equilibrium only if the forward steps have reached it.
+
+    Attributes:
+        adjoint_tolerance: relative residual of the linear system.
+        max_iterations: restarts of GMRES to allow at most.
+        krylov_size: vectors kept between restarts; memory is that many states in float64.
+    """
+
+    adjoint_tolerance: float = 1e-10
+    max_iterations: int = 20
+    krylov_size: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.adjoint_tolerance < 1:
+            raise ConfigurationError(
+                f"adjoint_tolerance must lie in (0, 1), got {self.adjoint_tolerance}"
+            )
+        _at_least("max_iterations", self.max_iterations, 1)
+        _at_least("krylov_size", self.krylov_size, 1)
+
+    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
+        solver = gmres(
+            tolerance=self.adjoint_tolerance,
+            max_iterations=self.max_iterations,
+            krylov_size=self.krylov_size,
+        )
+        return _unroll_equilibrium(circuit, start, run, solver)
+
+
+ESTIMATORS: Mapping[str, type[Any]] = {
+    "bptt": BackPropagationThroughTime,
+    "tbptt": TruncatedBackPropagation,
+    "rbp": RecurrentBackPropagation,
+    "jfb": OneStepGradient,
+    "phantom": PhantomGradient,
+    "implicit": ImplicitGradient,
+    "deq": DeepEquilibrium,
+}
+
+
+def build_estimator(name: str, **options: Any) -> Estimator:
+    """The estimator of a name.
+
+    Args:
+        name: a key of `ESTIMATORS`.
+        options: fields of that estimator.
+
+    Raises:
+        ConfigurationError: the name or an option is unknown (the message lists the choices), or a
+            value is out of range.
+    """
+    if name not in ESTIMATORS:
+        raise ConfigurationError(f"unknown estimator {name!r}; choose from {choices(ESTIMATORS)}")
+    kind = ESTIMATORS[name]
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        allowed = f"it takes {choices(known)}" if known else "it takes none"
+        raise ConfigurationError(f"{name!r} has no option {', '.join(unknown)}; {allowed}")
+    estimator: Estimator = kind(**options)
+    return estimator
+
+
+def _unroll_equilibrium(
+    circuit: Circuit, start: Parts, run: Run, solver: AdjointSolver
+) -> Unrolled:
+    """`T - 1` steps without a graph and one with it, which serves output, adjoint and penalties."""
+    free, taken = _relax_before(circuit, start, run, 1, "rbp", "steps")
+    before = as_leaves(free)
+    after = circuit(before)
+    run.seen(run.steps, after)
+    state = equilibrium_gradient(after, before, solver, run.report)
+    return Unrolled(state, before, after, taken + 1)
+
+
+def _relax_before(
+    circuit: Circuit, start: Parts, run: Run, recorded: int, name: str, option: str
+) -> tuple[Parts, Tensor]:
+    if recorded > run.steps:
+        raise ConfigurationError(
+            f"{name}: {option} is {recorded}, but there are only {run.steps} steps"
+        )
+    return relax(
+        circuit,
+        tuple(part.detach() for part in start),
+        run.steps - recorded,
+        tolerance=run.tolerance,
+        observe=run.observe,
+    )
+
+
+def _requiring_gradients(parts: Parts) -> Parts:
+    """A start that gradients flow into stays as it is; else penalties at T = 1 need a leaf."""
+    return tuple(p if p.requires_grad else p.detach().requires_grad_() for p in parts)
+
+
+def _all_steps(start: Parts, steps: int) -> Tensor:
+    return torch.full((len(start[0]),), float(steps), device=start[0].device)
+
+
+def _refuse_tolerance(name: str, run: Run) -> None:
+    if run.tolerance is not None:
+        raise ConfigurationError(
+            f"{name} differentiates all its steps, so `tolerance` can't stop it early in training; "
+            "set only `test_tolerance`"
+        )
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ConfigurationError(f"{name} must be at least {least}, got {value}")

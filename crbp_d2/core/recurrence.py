@@ -1,0 +1,288 @@
+"""`Recurrence`: a cell, a number of steps and a learning algorithm as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from crbp_d2.core.checks import (
+    check_dependence,
+    refuse_coupled_samples,
+    refuse_inference_tensors,
+    require_penalties,
+    require_policy,
+    require_step,
+    require_tolerance,
+)
+from crbp_d2.core.circuit import Cell, Circuit
+from crbp_d2.core.diagnostics import Diagnostics, relative_residual
+from crbp_d2.core.errors import ConfigurationError, choices
+from crbp_d2.core.estimators import ESTIMATORS, Estimator, build_estimator
+from crbp_d2.core.forward import Observer, relax
+from crbp_d2.core.guard import (
+    GradientGuard,
+    explain_non_finite,
+    finite_samples,
+)
+from crbp_d2.core.penalties import LipschitzCoefficientPenalty, Penalty, weight_at
+from crbp_d2.core.state import (
+    Drive,
+    Parts,
+    State,
+    from_parts,
+    select_samples,
+    to_parts,
+    where_samples,
+    zero_state,
+)
+from crbp_d2.core.unrolled import Run, Unrolled
+
+PENALISED = {"crbp": "rbp"}
+"""Names that stand for another estimator with the Lipschitz coefficient penalty."""
+
+
+@dataclass
+class RecurrenceResult:
+    """What a run gives.
+
+    Attributes:
+        state: the last state, in the structure the cell uses; its gradient is the estimator's.
+        states: `h_1..h_T` if the estimator puts a loss on every step, else empty.
+        penalties: weighted, ready to be added to the loss; empty outside training.
+        diagnostics: residual, steps, penalty values; after `backward()` also its report.
+    """
+
+    state: State
+    states: list[State] = field(default_factory=list)
+    penalties: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: Diagnostics = field(
+        default_factory=lambda: Diagnostics(torch.empty(0), torch.empty(0))
+    )
+
+
+class Recurrence(nn.Module):
+    """Runs `h_{t+1} = F(x, h_t)` and learns by the algorithm of your choice.
+
+    `algorithm` is the name of an estimator (`bptt`, `tbptt`, `rbp`, `jfb`, `phantom`, `implicit`,
+    `deq`). `crbp` is `rbp` with the Lipschitz coefficient penalty; `+lcp` adds that penalty to any
+    other (`bptt+lcp` is the paper's C-BPTT).
+
+        recurrence = Recurrence(cell, algorithm="crbp", steps=20, neumann_terms=15)
+        result = recurrence(x)
+        loss = task_loss(readout(result.state)) + sum(result.penalties.values())
+
+    A graph is recorded when gradients are enabled and the drive, the start or a parameter of the
+    cell requires them; otherwise the steps simply run. Penalties are computed in training mode
+    only.
+
+    Args:
+        cell: a module called as `cell(drive, state)`, which returns the next state in the same
+            structure, shapes and types. It may have `initial_state(drive)`; the default start is
+            zeros like the drive. Samples come first in every tensor.
+        algorithm: see above.
+        steps: `T` in training, at least 1.
+        test_steps: `T` outside training; `None` for the same. They may differ freely.
+        tolerance: in training, stop each sample's unrecorded steps at this relative residual,
+            `steps` being the most it takes; `None` for a fixed number.
+        test_tolerance: the same outside training.
+        penalties: what to add to the loss. `None` takes the Lipschitz coefficient penalty with its
+            default values where the algorithm's name asks for it, and nothing elsewhere.
+        on_nonfinite: `raise` stops with the step and the residual; `skip` leaves the samples with
+            such a state or gradient out (their state and gradients are zero) and counts them in the
+            diagnostics.
+        compile_steps: run the unrecorded steps through `torch.compile`. Recorded steps stay
+            uncompiled, as PyTorch has no double backward through compiled code, which the penalties
+            need.
+        options: options of the estimator, such as `neumann_terms`.
+
+    Raises:
+        ConfigurationError: an unknown name or option, or a combination that can't work.
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module,
+        *,
+        algorithm: str = "crbp",
+        steps: int = 20,
+        test_steps: int | None = None,
+        tolerance: float | None = None,
+        test_tolerance: float | None = None,
+        penalties: Sequence[Penalty] | None = None,
+        on_nonfinite: str = "raise",
+        compile_steps: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        name, penalised = parse_algorithm(algorithm)
+        self.cell = cell
+        self.algorithm = algorithm
+        self.estimator: Estimator = build_estimator(name, **options)
+        self.steps = steps
+        self.test_steps = steps if test_steps is None else test_steps
+        self.tolerance = tolerance
+        self.test_tolerance = test_tolerance
+        self.on_nonfinite = on_nonfinite
+        if penalties is None:
+            penalties = (LipschitzCoefficientPenalty(),) if penalised else ()
+        self.penalties = tuple(penalties)
+        for count in (self.steps, self.test_steps):
+            require_step(count)
+        require_tolerance("tolerance", tolerance)
+        require_tolerance("test_tolerance", test_tolerance)
+        require_policy(on_nonfinite)
+        require_penalties(algorithm, penalised, self.penalties, cell)
+        # Kept out of the module's children: a compiled copy would put every parameter twice in the
+        # state dict.
+        object.__setattr__(self, "_unrecorded_cell", torch.compile(cell) if compile_steps else cell)
+        self._checked = False
+
+    def forward(
+        self,
+        drive: Drive,
+        state: State | None = None,
+        *,
+        iteration: float = 0,
+        steps: int | None = None,
+        observe: Observer | None = None,
+    ) -> RecurrenceResult:
+        """Run.
+
+        Args:
+            drive: `x`, a tensor `(N, ...)` or a sequence of them.
+            state: where to start; `None` for the cell's initial state.
+            iteration: of training, for scheduled weights.
+            steps: run this many instead.
+            observe: called as `observe(t, parts)` with every step's state, detached, which is not
+                kept.
+
+        Returns:
+            The last state with penalties and diagnostics.
+
+        Raises:
+            CellError: the cell breaks its contract, or its result does not depend on the state.
+            NonFiniteError: a state or (in the backward pass) a gradient is not finite.
+            ConfigurationError: the estimator can't work with this number of steps.
+        """
+        template = self._initial_state(drive) if state is None else state
+        start = to_parts(template)
+        recorded = torch.is_grad_enabled() and self._requires_gradients(drive, start)
+        if recorded:
+            refuse_inference_tensors((*_tensors(drive), *start))
+        steps = (self.steps if self.training else self.test_steps) if steps is None else steps
+        require_step(steps)
+        tolerance = self.tolerance if self.training else self.test_tolerance
+        if tolerance is not None:
+            refuse_coupled_samples(self.cell)
+        circuit = Circuit(
+            self.cell,
+            drive,
+            template,
+            unrecorded_cell=cast(Cell, self._unrecorded_cell),
+        )
+        run = Run(steps, tolerance, observe)
+        unrolled = self._unroll(circuit, start, run, recorded)
+        finite = finite_samples(unrolled.after)
+        all_finite = bool(finite.all())
+        if not all_finite:
+            if self.on_nonfinite == "raise":
+                raise explain_non_finite(circuit, start, steps)
+            circuit, start = circuit.where(finite), where_samples(finite, start)
+            run = Run(steps, tolerance)
+            unrolled = self._unroll(circuit, start, run, recorded)
+            if not bool(finite_samples(unrolled.after).all()):
+                raise explain_non_finite(circuit, start, steps)
+            unrolled = unrolled.where(finite)
+        diagnostics = Diagnostics(
+            steps=unrolled.steps,
+            residual=relative_residual(unrolled.after, unrolled.before),
+            skipped_samples=0 if all_finite else int((~finite).sum()),
+            adjoint=run.report,
+        )
+        result = RecurrenceResult(
+            state=from_parts(unrolled.state, template),
+            states=[from_parts(parts, template) for parts in unrolled.trajectory],
+            diagnostics=diagnostics,
+        )
+        if recorded:
+            guarded = GradientGuard.apply(self.on_nonfinite, diagnostics, *unrolled.state)
+            result.state = from_parts(guarded, template)
+            if not self._checked:
+                check_dependence(self.cell, unrolled)
+                self._checked = True
+            if self.training:
+                self._penalise(circuit, unrolled, result, iteration)
+        return result
+
+    def extra_repr(self) -> str:
+        """Algorithm, steps and penalties, as shown when a model is printed."""
+        return (
+            f"algorithm={self.algorithm}, steps={self.steps}, test_steps={self.test_steps}, "
+            f"estimator={self.estimator}, penalties={list(self.penalties)}"
+        )
+
+    def _unroll(self, circuit: Circuit, start: Parts, run: Run, recorded: bool) -> Unrolled:
+        if recorded:
+            return self.estimator.unroll(circuit, start, run)
+        before, taken = relax(
+            circuit, start, run.steps - 1, tolerance=run.tolerance, observe=run.observe
+        )
+        after = circuit.advance(before)
+        run.seen(run.steps, after)
+        return Unrolled(after, before, after, taken + 1)
+
+    def _penalise(
+        self,
+        circuit: Circuit,
+        unrolled: Unrolled,
+        result: RecurrenceResult,
+        iteration: float,
+    ) -> None:
+        for penalty in self.penalties:
+            before, after, share = unrolled.before, unrolled.after, 1.0
+            samples = len(before[0])
+            if penalty.max_samples is not None and samples > penalty.max_samples:
+                chosen = torch.randperm(samples, device=before[0].device)[: penalty.max_samples]
+                before = select_samples(before, chosen)
+                after = circuit.select(chosen)(before)
+                if penalty.reduction == "sum":
+                    share = samples / penalty.max_samples
+            value = penalty(before, after) * share
+            weight = weight_at(penalty.weight, iteration)
+            result.diagnostics.penalties[penalty.name] = value.detach()
+            # A weight of zero monitors: nothing to differentiate then.
+            result.penalties[penalty.name] = weight * (value if weight else value.detach())
+
+    def _initial_state(self, drive: Drive) -> State:
+        if hasattr(self.cell, "initial_state"):
+            return cast(Any, self.cell).initial_state(drive)
+        first = drive if isinstance(drive, Tensor) else drive[0]
+        return zero_state(first)
+
+    def _requires_gradients(self, drive: Drive, start: Parts) -> bool:
+        return any(t.requires_grad for t in (*self.cell.parameters(), *_tensors(drive), *start))
+
+
+def parse_algorithm(algorithm: str) -> tuple[str, bool]:
+    """The estimator's name, and whether the Lipschitz coefficient penalty goes with it.
+
+    Raises:
+        ConfigurationError: the name is unknown.
+    """
+    name, plus, penalty = algorithm.partition("+")
+    penalised = bool(plus) or name in PENALISED
+    name = PENALISED.get(name, name)
+    if name not in ESTIMATORS or (plus and penalty != "lcp"):
+        raise ConfigurationError(
+            f"unknown algorithm {algorithm!r}; choose from {choices([*ESTIMATORS, *PENALISED])}, "
+            "each with or without '+lcp'"
+        )
+    return name, penalised
+
+
+def _tensors(drive: Drive) -> tuple[Tensor, ...]:
+    return (drive,) if isinstance(drive, Tensor) else tuple(drive)
