@@ -1,3 +1,3 @@
-"""C-RBP for Detectron2: recurrent circuits in place of feed-forward heads, trained in constant memory."""
+"""C-RBP for Detectron2: recurrent circuits for segmentation, trained in constant memory."""
 
 __version__ = "0.1.0"

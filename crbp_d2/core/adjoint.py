@@ -48,7 +48,7 @@ class EquilibriumGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         solver: AdjointSolver,
         report: AdjointReport,
@@ -61,7 +61,7 @@ class EquilibriumGradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         after, before = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
 
         def vjp(vector: Parts) -> Parts:

@@ -13,14 +13,16 @@ from crbp_d2.core.penalties import Penalty
 from crbp_d2.core.unrolled import Unrolled
 
 
-def require_step(steps: int) -> None:
+def require_step(steps: int, name: str = "steps") -> None:
     """A number of steps is an integer of at least 1.
 
     Raises:
         ConfigurationError: it isn't.
     """
     if not isinstance(steps, int) or steps < 1:
-        raise ConfigurationError(f"steps must be an integer of at least 1, got {steps!r}")
+        raise ConfigurationError(
+            f"{name} must be an integer of at least 1, got {steps!r}", option=name
+        )
 
 
 def require_tolerance(name: str, tolerance: float | None) -> None:
@@ -30,7 +32,7 @@ def require_tolerance(name: str, tolerance: float | None) -> None:
         ConfigurationError: it isn't.
     """
     if tolerance is not None and not tolerance > 0:
-        raise ConfigurationError(f"{name} must be above 0, or None, got {tolerance}")
+        raise ConfigurationError(f"{name} must be above 0, or None, got {tolerance}", option=name)
 
 
 def require_policy(policy: str) -> None:
@@ -40,7 +42,9 @@ def require_policy(policy: str) -> None:
         ConfigurationError: it isn't.
     """
     if policy not in POLICIES:
-        raise ConfigurationError(f"on_nonfinite is {policy!r}; choose from {choices(POLICIES)}")
+        raise ConfigurationError(
+            f"on_nonfinite is {policy!r}; choose from {choices(POLICIES)}", option="on_nonfinite"
+        )
 
 
 def require_penalties(

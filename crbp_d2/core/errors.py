@@ -6,7 +6,15 @@ from collections.abc import Iterable
 
 
 class ConfigurationError(ValueError):
-    """An option that is unknown or can't work; the message says which and what is allowed."""
+    """An option that is unknown or can't work; the message says which and what is allowed.
+
+    Attributes:
+        option: name of the argument to change, where there is a single one, else empty.
+    """
+
+    def __init__(self, message: str, *, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class CellError(TypeError):

@@ -160,7 +160,9 @@ class PhantomGradient:
     def __post_init__(self) -> None:
         _at_least("length", self.length, 1)
         if not 0 < self.damping <= 1:
-            raise ConfigurationError(f"damping must lie in (0, 1], got {self.damping}")
+            raise ConfigurationError(
+                f"damping must lie in (0, 1], got {self.damping}", option="damping"
+            )
 
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
         free, taken = _relax_before(circuit, start, run, self.length, "phantom", "length")
@@ -229,7 +231,9 @@ def build_estimator(name: str, **options: Any) -> Estimator:
             value is out of range.
     """
     if name not in ESTIMATORS:
-        raise ConfigurationError(f"unknown estimator {name!r}; choose from {choices(ESTIMATORS)}")
+        raise ConfigurationError(
+            f"unknown estimator {name!r}; choose from {choices(ESTIMATORS)}", option="algorithm"
+        )
     kind = ESTIMATORS[name]
     known = [field.name for field in fields(kind)]
     unknown = sorted(set(options) - set(known))
@@ -257,7 +261,7 @@ def _relax_before(
 ) -> tuple[Parts, Tensor]:
     if recorded > run.steps:
         raise ConfigurationError(
-            f"{name}: {option} is {recorded}, but there are only {run.steps} steps"
+            f"{name}: {option} is {recorded}, but there are only {run.steps} steps", option=option
         )
     return relax(
         circuit,
@@ -287,4 +291,4 @@ def _refuse_tolerance(name: str, run: Run) -> None:
 
 def _at_least(name: str, value: float, least: float) -> None:
     if not value >= least:
-        raise ConfigurationError(f"{name} must be at least {least}, got {value}")
+        raise ConfigurationError(f"{name} must be at least {least}, got {value}", option=name)

@@ -57,9 +57,7 @@ class GradientGuard(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, policy: str, diagnostics: Diagnostics, *parts: Tensor
-    ) -> Parts:
+    def forward(ctx: Any, policy: str, diagnostics: Diagnostics, *parts: Tensor) -> Parts:
         ctx.policy, ctx.diagnostics = policy, diagnostics
         device = parts[0].device.type
         ctx.scaled = (
@@ -69,7 +67,7 @@ class GradientGuard(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.scaled:
             return (None, None, *incoming)
         finite = finite_samples(incoming)
@@ -84,5 +82,7 @@ class GradientGuard(torch.autograd.Function):
                 f"forward pass was {float(residual):.3g}). Look at the loss and the layers "
                 "after the recurrence"
             )
-        diagnostics.adjoint.skipped = (~finite).sum()
+        earlier = diagnostics.adjoint.skipped
+        skipped = (~finite).sum()
+        diagnostics.adjoint.skipped = skipped if earlier is None else earlier + skipped
         return (None, None, *where_samples(finite, tuple(incoming)))

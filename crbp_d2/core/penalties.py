@@ -42,10 +42,13 @@ class WeightSchedule:
         iterations = [iteration for iteration, _ in self.points]
         if not iterations or any(b <= a for a, b in itertools.pairwise(iterations)):
             raise ConfigurationError(
-                f"a schedule needs points of ascending iterations, got {self.points}"
+                f"a schedule needs points of ascending iterations, got {self.points}",
+                option="points",
             )
         if any(weight < 0 for _, weight in self.points):
-            raise ConfigurationError(f"weights must be at least 0, got {self.points}")
+            raise ConfigurationError(
+                f"weights must be at least 0, got {self.points}", option="points"
+            )
 
     def at(self, iteration: float) -> float:
         """The weight at an iteration."""
@@ -122,7 +125,7 @@ class LipschitzCoefficientPenalty:
     def __post_init__(self) -> None:
         if not 0 <= self.bound < 1:
             raise ConfigurationError(
-                f"{self.name}: bound (mu) must lie in [0, 1), got {self.bound}"
+                f"{self.name}: bound (mu) must lie in [0, 1), got {self.bound}", option="bound"
             )
         _check(self)
 
@@ -156,7 +159,9 @@ class JacobianFrobeniusPenalty:
 
     def __post_init__(self) -> None:
         if self.probes < 1:
-            raise ConfigurationError(f"{self.name}: probes must be at least 1, got {self.probes}")
+            raise ConfigurationError(
+                f"{self.name}: probes must be at least 1, got {self.probes}", option="probes"
+            )
         _check(self)
 
     def __call__(self, before: Parts, after: Parts) -> Tensor:
@@ -193,9 +198,13 @@ class SpectralPenalty:
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1:
-            raise ConfigurationError(f"{self.name}: margin must lie in [0, 1), got {self.margin}")
+            raise ConfigurationError(
+                f"{self.name}: margin must lie in [0, 1), got {self.margin}", option="margin"
+            )
         if self.power_steps < 0:
-            raise ConfigurationError(f"{self.name}: power_steps must be at least 0")
+            raise ConfigurationError(
+                f"{self.name}: power_steps must be at least 0", option="power_steps"
+            )
         _check(self)
 
     def __call__(self, before: Parts, after: Parts) -> Tensor:
@@ -232,12 +241,17 @@ def _reduce(values: Sequence[Tensor], reduction: str) -> Tensor:
 def _check(penalty: Penalty) -> None:
     if penalty.reduction not in REDUCTIONS:
         raise ConfigurationError(
-            f"{penalty.name}: reduction is {penalty.reduction!r}; choose from {choices(REDUCTIONS)}"
+            f"{penalty.name}: reduction is {penalty.reduction!r}; choose from "
+            f"{choices(REDUCTIONS)}",
+            option="reduction",
         )
     if penalty.max_samples is not None and penalty.max_samples < 1:
         raise ConfigurationError(
-            f"{penalty.name}: max_samples must be at least 1 or None, got {penalty.max_samples}"
+            f"{penalty.name}: max_samples must be at least 1 or None, got {penalty.max_samples}",
+            option="max_samples",
         )
     weight = penalty.weight
     if not isinstance(weight, WeightSchedule) and not weight >= 0:
-        raise ConfigurationError(f"{penalty.name}: weight must be at least 0, got {weight}")
+        raise ConfigurationError(
+            f"{penalty.name}: weight must be at least 0, got {weight}", option="weight"
+        )

@@ -20,6 +20,7 @@ from crbp_d2.core.checks import (
 )
 from crbp_d2.core.circuit import Cell, Circuit
 from crbp_d2.core.diagnostics import Diagnostics, relative_residual
+from crbp_d2.core.early import EarlyStep, require_early
 from crbp_d2.core.errors import ConfigurationError, choices
 from crbp_d2.core.estimators import ESTIMATORS, Estimator, build_estimator
 from crbp_d2.core.forward import Observer, relax
@@ -52,12 +53,14 @@ class RecurrenceResult:
     Attributes:
         state: the last state, in the structure the cell uses; its gradient is the estimator's.
         states: `h_1..h_T` if the estimator puts a loss on every step, else empty.
+        early_states: one state of an earlier step in training with `early_from`, else empty.
         penalties: weighted, ready to be added to the loss; empty outside training.
         diagnostics: residual, steps, penalty values; after `backward()` also its report.
     """
 
     state: State
     states: list[State] = field(default_factory=list)
+    early_states: list[State] = field(default_factory=list)
     penalties: dict[str, Tensor] = field(default_factory=dict)
     diagnostics: Diagnostics = field(
         default_factory=lambda: Diagnostics(torch.empty(0), torch.empty(0))
@@ -91,6 +94,9 @@ class Recurrence(nn.Module):
         test_tolerance: the same outside training.
         penalties: what to add to the loss. `None` takes the Lipschitz coefficient penalty with its
             default values where the algorithm's name asks for it, and nothing elsewhere.
+        early_from: in training, draw one earlier step at random from those after this fraction of
+            all, and give its state in `early_states`, with the gradient of that step: a loss on it
+            makes the circuit answer early. `None` for none.
         on_nonfinite: `raise` stops with the step and the residual; `skip` leaves the samples with
             such a state or gradient out (their state and gradients are zero) and counts them in the
             diagnostics.
@@ -113,6 +119,7 @@ class Recurrence(nn.Module):
         tolerance: float | None = None,
         test_tolerance: float | None = None,
         penalties: Sequence[Penalty] | None = None,
+        early_from: float | None = None,
         on_nonfinite: str = "raise",
         compile_steps: bool = False,
         **options: Any,
@@ -126,14 +133,16 @@ class Recurrence(nn.Module):
         self.test_steps = steps if test_steps is None else test_steps
         self.tolerance = tolerance
         self.test_tolerance = test_tolerance
+        self.early_from = early_from
         self.on_nonfinite = on_nonfinite
         if penalties is None:
             penalties = (LipschitzCoefficientPenalty(),) if penalised else ()
         self.penalties = tuple(penalties)
-        for count in (self.steps, self.test_steps):
-            require_step(count)
+        require_step(self.steps)
+        require_step(self.test_steps, "test_steps")
         require_tolerance("tolerance", tolerance)
         require_tolerance("test_tolerance", test_tolerance)
+        require_early(early_from, steps)
         require_policy(on_nonfinite)
         require_penalties(algorithm, penalised, self.penalties, cell)
         # Kept out of the module's children: a compiled copy would put every parameter twice in the
@@ -184,6 +193,10 @@ class Recurrence(nn.Module):
             template,
             unrecorded_cell=cast(Cell, self._unrecorded_cell),
         )
+        early = None
+        if recorded and self.training and self.early_from is not None and steps > 1:
+            early = EarlyStep(steps, self.early_from, start)
+            observe = early.watch(observe)
         run = Run(steps, tolerance, observe)
         unrolled = self._unroll(circuit, start, run, recorded)
         finite = finite_samples(unrolled.after)
@@ -192,7 +205,7 @@ class Recurrence(nn.Module):
             if self.on_nonfinite == "raise":
                 raise explain_non_finite(circuit, start, steps)
             circuit, start = circuit.where(finite), where_samples(finite, start)
-            run = Run(steps, tolerance)
+            run = Run(steps, tolerance, None if early is None else early.watch(None))
             unrolled = self._unroll(circuit, start, run, recorded)
             if not bool(finite_samples(unrolled.after).all()):
                 raise explain_non_finite(circuit, start, steps)
@@ -216,6 +229,10 @@ class Recurrence(nn.Module):
                 self._checked = True
             if self.training:
                 self._penalise(circuit, unrolled, result, iteration)
+            if early is not None:
+                parts = where_samples(finite, early.record(circuit))
+                guarded = GradientGuard.apply(self.on_nonfinite, diagnostics, *parts)
+                result.early_states = [from_parts(guarded, template)]
         return result
 
     def extra_repr(self) -> str:
@@ -279,7 +296,8 @@ def parse_algorithm(algorithm: str) -> tuple[str, bool]:
     if name not in ESTIMATORS or (plus and penalty != "lcp"):
         raise ConfigurationError(
             f"unknown algorithm {algorithm!r}; choose from {choices([*ESTIMATORS, *PENALISED])}, "
-            "each with or without '+lcp'"
+            "each with or without '+lcp'",
+            option="algorithm",
         )
     return name, penalised
 

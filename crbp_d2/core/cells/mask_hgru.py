@@ -59,7 +59,9 @@ class MaskHGRUCell(nn.Module):
     ) -> None:
         super().__init__()
         if gate not in GATES:
-            raise ConfigurationError(f"unknown gate {gate!r}; choose from {choices(GATES)}")
+            raise ConfigurationError(
+                f"unknown gate {gate!r}; choose from {choices(GATES)}", option="gate"
+            )
         size = odd_kernel(kernel_size)
         self.activation = activation(activation_name)
         self.suppression_gate: GlobalLocalGate | PointwiseGate = (

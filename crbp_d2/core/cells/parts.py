@@ -29,7 +29,10 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         ConfigurationError: unknown name.
     """
     if name not in ACTIVATIONS:
-        raise ConfigurationError(f"unknown activation {name!r}; choose from {choices(ACTIVATIONS)}")
+        raise ConfigurationError(
+            f"unknown activation {name!r}; choose from {choices(ACTIVATIONS)}",
+            option="activation_name",
+        )
     return ACTIVATIONS[name]
 
 
@@ -40,7 +43,9 @@ def odd_kernel(size: int) -> int:
         ConfigurationError: not a positive odd number.
     """
     if size < 1 or size % 2 == 0:
-        raise ConfigurationError(f"kernel_size must be a positive odd number, got {size}")
+        raise ConfigurationError(
+            f"kernel_size must be a positive odd number, got {size}", option="kernel_size"
+        )
     return size
 
 
@@ -76,7 +81,8 @@ def state_norm(kind: str, channels: int, *, scale: float) -> nn.Module:
     """
     if kind not in NORMS:
         raise ConfigurationError(
-            f"unknown norm {kind!r} inside a cell; choose from {', '.join(map(repr, NORMS))}"
+            f"unknown norm {kind!r} inside a cell; choose from {', '.join(map(repr, NORMS))}",
+            option="norm",
         )
     if kind == "":
         return nn.Identity()
@@ -109,7 +115,9 @@ def initialise_gate_biases(
         ConfigurationError: unknown kind.
     """
     if kind not in GATE_BIASES:
-        raise ConfigurationError(f"unknown gate_bias {kind!r}; choose from {choices(GATE_BIASES)}")
+        raise ConfigurationError(
+            f"unknown gate_bias {kind!r}; choose from {choices(GATE_BIASES)}", option="gate_bias"
+        )
     with torch.no_grad():
         suppression.uniform_(1, max(steps - 1, 1))
         if kind == "chrono":
@@ -133,7 +141,9 @@ class GlobalLocalGate(nn.Module):
     def __init__(self, *, channels: int, activation_name: str) -> None:
         super().__init__()
         if channels < 4:
-            raise ConfigurationError(f"the gala gate needs at least 4 channels, got {channels}")
+            raise ConfigurationError(
+                f"the gala gate needs at least 4 channels, got {channels}", option="channels"
+            )
         self.activation = activation(activation_name)
         self.global_in = nn.Conv2d(channels, channels // 4, 1)
         self.global_out = nn.Conv2d(channels // 4, channels, 1, bias=False)
