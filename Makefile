@@ -1,0 +1,56 @@
+# `make help` lists the targets. Paths are relative on purpose: the checkout may lie below a folder
+# with spaces in its name.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint format clean
+
+# PYTHON= names the interpreter of an environment to use. Without it everything goes into .venv,
+# which BASE_PYTHON makes.
+BASE_PYTHON ?= python3
+ifeq ($(strip $(PYTHON)),)
+run := .venv/bin/python
+installer := $(BASE_PYTHON)
+install_options := --venv .venv
+else
+run := $(PYTHON)
+installer := $(PYTHON)
+install_options :=
+endif
+
+help:
+	@echo "make train    the main job on the embedded data set; results in outputs/shapes_crbp"
+	@echo "make test     the tests"
+	@echo "make install  set up only; the others do it themselves when needed"
+	@echo "make lint     ruff (lint and format) and mypy"
+	@echo "make format   let ruff mend what it can"
+	@echo "make clean    remove caches and build files; keeps .venv, datasets and outputs"
+	@echo
+	@echo "PYTHON=/path/to/python uses that environment and adds what it lacks; otherwise all goes"
+	@echo "into .venv, made with BASE_PYTHON (default: python3)."
+
+install:
+	@command -v "$(installer)" >/dev/null || \
+	  { echo "make: there is no $(installer); name one of Python 3.10 or later: make install BASE_PYTHON=..." >&2; exit 1; }
+	@"$(installer)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: $(installer) is $$("$(installer)" -V 2>&1), but 3.10 or later is needed; name one: make install $(if $(PYTHON),PYTHON,BASE_PYTHON)=..." >&2; exit 1; }
+	@"$(installer)" scripts/install.py $(install_options)
+
+train: install
+	"$(run)" tools/train_net.py --config-file configs/quick/shapes_crbp.yaml OUTPUT_DIR outputs/shapes_crbp
+
+test: install
+	"$(run)" -m pytest tests
+
+lint: install
+	"$(run)" -m ruff check .
+	"$(run)" -m ruff format --check .
+	"$(run)" -m mypy
+
+format: install
+	"$(run)" -m ruff check --fix .
+	"$(run)" -m ruff format .
+
+clean:
+	rm -rf build dist crbp_d2.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find crbp_d2 tests tools datasets scripts detectron2_alias -name __pycache__ -prune -exec rm -rf {} +
