@@ -1,0 +1,27 @@
+"""Data: own panoptic data, COCO and the embedded shapes as Detectron2 data sets."""
+
+from .from_file import register_from_file
+from .loaders import build_test_loader, build_train_loader
+from .panoptic import ensure_prepared, register_panoptic, set_num_classes
+from .prepare import Manifest, prepare
+from .report import describe
+from .shapes import make_shapes  # registers shapes_train, shapes_val
+from .shapes_scene import ShapesConfig
+from .source import PanopticSource
+from .validate import DatasetError
+
+__all__ = [
+    "DatasetError",
+    "Manifest",
+    "PanopticSource",
+    "ShapesConfig",
+    "build_test_loader",
+    "build_train_loader",
+    "ensure_prepared",
+    "describe",
+    "make_shapes",
+    "prepare",
+    "register_from_file",
+    "register_panoptic",
+    "set_num_classes",
+]

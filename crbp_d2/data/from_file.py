@@ -1,0 +1,63 @@
+"""Registering the data sets that a file lists: the way to train on own data without Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .panoptic import register_panoptic
+from .validate import DatasetError
+
+_REQUIRED = ("name", "images", "panoptic_json", "panoptic_pngs")
+_OPTIONAL = ("instances_json", "cache")
+
+
+def register_from_file(path: str | Path) -> list[str]:
+    """Calls `register_panoptic` for each entry of a YAML (or JSON) file.
+
+    The file is a list of entries whose keys are the arguments of `register_panoptic`. Relative
+    paths start from the folder of the file::
+
+        - name: street_train
+          images: train
+          panoptic_json: panoptic_train.json
+          panoptic_pngs: panoptic_train
+
+    Returns:
+        The names, in order.
+
+    Raises:
+        DatasetError: the file is missing or not of this form, or data can't be registered.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; check the path")
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not a YAML file ({error}); correct it") from error
+    if not isinstance(entries, list) or not entries:
+        raise DatasetError(f"{path}: must be a list of data sets, each with {', '.join(_REQUIRED)}")
+    for number, entry in enumerate(entries, start=1):
+        _check_entry(f"{path}, data set {number}", entry)
+    for entry in entries:
+        keys = entry.keys() - {"name"}
+        paths = {key: path.parent / Path(entry[key]).expanduser() for key in keys}
+        register_panoptic(entry["name"], **paths)
+    return [entry["name"] for entry in entries]
+
+
+def _check_entry(place: str, entry: Any) -> None:
+    if not isinstance(entry, dict):
+        raise DatasetError(f"{place}: must have the keys {', '.join(_REQUIRED)}")
+    for key in _REQUIRED:
+        if key not in entry:
+            raise DatasetError(f"{place}: lacks the key {key!r}; add it")
+    for key, value in entry.items():
+        if key not in _REQUIRED + _OPTIONAL:
+            allowed = ", ".join(_REQUIRED + _OPTIONAL)
+            raise DatasetError(f"{place}: unknown key {key!r}; allowed are {allowed}")
+        if not isinstance(value, str) or not value:
+            raise DatasetError(f"{place}: {key!r} is {value!r}, must be a string")

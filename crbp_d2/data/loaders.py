@@ -1,0 +1,87 @@
+"""The loaders of a run: which mapper and which stream belong to a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from torch.utils.data import ConcatDataset, DataLoader
+
+from .pathfinder import PathfinderMapper
+from .pathfinder.images import EVALUATOR_TYPE, PathfinderImages
+from .sampler import build_resumable_train_loader
+from .validate import DatasetError
+
+
+def is_pathfinder(name: str) -> bool:
+    """Whether a registered data set holds Pathfinder images."""
+    return MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
+
+
+def build_train_loader(cfg: CfgNode) -> Any:
+    """The endless stream of training batches of `DATASETS.TRAIN`.
+
+    With a `SEED` of at least 0 and without `DATALOADER.ASPECT_RATIO_GROUPING` it depends on seed
+    and iteration alone, so that it can be continued exactly (see `crbp_d2.data.sampler`);
+    otherwise, or with another sampler than TrainingSampler, it is Detectron2's own. Pathfinder
+    streams are always of the first kind.
+
+    Raises:
+        DatasetError: Pathfinder and other data are mixed, or `CRBP.ENDLESS` is set for data that
+            are not drawn.
+    """
+    kinds = {is_pathfinder(name) for name in cfg.DATASETS.TRAIN}
+    if len(kinds) > 1:
+        raise DatasetError(
+            f"DATASETS.TRAIN mixes Pathfinder with other data: {', '.join(cfg.DATASETS.TRAIN)}"
+        )
+    common = {
+        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "seed": max(cfg.SEED, 0),
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+    }
+    if kinds == {True}:
+        images = [DatasetCatalog.get(name) for name in cfg.DATASETS.TRAIN]
+        return build_resumable_train_loader(
+            _joined(images, cfg.CRBP.ENDLESS),
+            mapper=PathfinderMapper(cfg, is_train=True),
+            endless=cfg.CRBP.ENDLESS,
+            **common,
+        )
+    loader = cfg.DATALOADER
+    if cfg.SEED < 0 or loader.ASPECT_RATIO_GROUPING or loader.SAMPLER_TRAIN != "TrainingSampler":
+        return build_detection_train_loader(cfg)
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=loader.FILTER_EMPTY_ANNOTATIONS
+    )
+    return build_resumable_train_loader(records, mapper=DatasetMapper(cfg, is_train=True), **common)
+
+
+def build_test_loader(cfg: CfgNode, name: str, **options: Any) -> DataLoader[Any]:
+    """Detectron2's test loader, with the mapper that belongs to a data set.
+
+    Args:
+        options: for `build_detection_test_loader`.
+    """
+    if is_pathfinder(name):
+        options["mapper"] = PathfinderMapper(cfg, is_train=False)
+    loader: DataLoader[Any] = build_detection_test_loader(cfg, name, **options)
+    return loader
+
+
+def _joined(images: Sequence[Any], endless: bool) -> Any:
+    if endless and (len(images) > 1 or not isinstance(images[0], PathfinderImages)):
+        raise DatasetError(
+            "CRBP.ENDLESS needs DATASETS.TRAIN to be one data set of drawn images, such as "
+            "pathfinder_14_train"
+        )
+    return images[0] if len(images) == 1 else ConcatDataset(images)

@@ -1,0 +1,130 @@
+"""Writes drawn images to disk, in the layout that `folder` reads."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from crbp_d2.data.parallel import ordered_map
+from crbp_d2.data.storage import locked
+from crbp_d2.data.validate import DatasetError, read_json
+
+from .config import PathfinderConfig
+from .draw import WHITE, Bytes
+from .folder import IMAGES, MASKS
+from .generator import generate
+
+DESCRIPTION = "pathfinder.json"
+IMAGES_PER_BATCH = 1000
+
+
+def contour_name(config: PathfinderConfig) -> str:
+    """The folder of a contour length, as in the original data."""
+    return f"curv_contour_length_{config.contour_length}"
+
+
+def _relative_path(config: PathfinderConfig, kind: str, index: int) -> Path:
+    batch, sample = divmod(index, IMAGES_PER_BATCH)
+    return Path(contour_name(config), kind, str(batch + 1), f"sample_{sample}.png")
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _png(image: Bytes) -> bytes:
+    encoded, content = cv2.imencode(".png", image)
+    if not encoded:
+        raise OSError("OpenCV can't encode PNG files; install an opencv-python-headless wheel")
+    return content.tobytes()
+
+
+def _write_sample(root: Path, config: PathfinderConfig, seed: int, index: int) -> None:
+    image, mask, _ = generate(config, seed, index)
+    # The image comes last: where there is one, its mask is complete.
+    for kind, pixels in ((MASKS, mask * np.uint8(WHITE)), (IMAGES, image)):
+        path = root / _relative_path(config, kind, index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, _png(pixels))
+
+
+def _check_or_describe(root: Path, config: PathfinderConfig, seed: int) -> None:
+    description = root / DESCRIPTION
+    wanted = {"seed": seed, **asdict(config)}
+    if description.is_file():
+        found = read_json(description)
+        different = [
+            f"{key}={found.get(key)} (asked for {wanted.get(key)})"
+            for key in sorted({*found, *wanted})
+            if found.get(key) != wanted.get(key)
+        ]
+        if different:
+            raise DatasetError(
+                f"{root}: holds other images: {', '.join(different)}; choose another folder, or "
+                "delete this one"
+            )
+    elif root.exists() and any(root.iterdir()):
+        raise DatasetError(
+            f"{root}: holds files but no {DESCRIPTION}, so it was not written by this tool; choose "
+            "an empty folder"
+        )
+    else:
+        root.mkdir(parents=True, exist_ok=True)
+        _write_whole(description, json.dumps(wanted, indent=1).encode())
+
+
+def write_images(
+    root: str | Path,
+    config: PathfinderConfig,
+    *,
+    seed: int,
+    count: int,
+    workers: int | None = None,
+) -> Path:
+    """Write the first `count` images of a stream and the list file that names them.
+
+    Files appear whole or not at all. Called again after an interruption, it writes what is missing;
+    called with a larger count, it adds images.
+
+    Args:
+        root: receives `curv_contour_length_N/imgs`, `.../seg`, the list file and a description.
+        workers: number of processes; see `ordered_map`.
+
+    Returns:
+        The list file, `<root>/curv_contour_length_N.txt`.
+
+    Raises:
+        ValueError: `count` is below 1.
+        DatasetError: `root` holds images of another config or seed, or something else.
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: at least one image is needed")
+    root = Path(root)
+    with locked(root):
+        _check_or_describe(root, config, seed)
+        paths = [_relative_path(config, IMAGES, index) for index in range(count)]
+        present = {str(path.relative_to(root)) for path in root.glob("*/*/*/*.png")}
+        missing = [
+            index
+            for index, path in enumerate(paths)
+            if not {str(path), str(_relative_path(config, MASKS, index))} <= present
+        ]
+        write = functools.partial(_write_sample, root, config, seed)
+        written = ordered_map(write, missing, workers=workers)
+        # disable=None: no bar where the output isn't a terminal.
+        done = count - len(missing)
+        for _ in tqdm(written, root.name, count, initial=done, unit="image", disable=None):
+            pass
+        listing = root / f"{contour_name(config)}.txt"
+        lines = [f"{path.as_posix()} 0\n" for path in paths]
+        _write_whole(listing, "".join(lines).encode())
+    return listing

@@ -1,0 +1,91 @@
+"""Where the files of a panoptic data set are, and where derived ones go."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from .storage import writable_or_cached
+from .validate import DatasetError
+
+CACHE_FOLDER = "crbp_d2_cache"
+PathLike = str | Path
+
+
+@dataclass(frozen=True)
+class PanopticSource:
+    """The files of a panoptic data set, and the folder for what is derived from them.
+
+    Args:
+        images: folder of images.
+        panoptic_json: COCO's panoptic format.
+        panoptic_pngs: folder of PNGs with segment ids encoded in RGB.
+        instances_json: COCO's instance format, or None to derive instances from the PNGs.
+        derived: folder of the derived files; `locate` chooses it.
+    """
+
+    images: Path
+    panoptic_json: Path
+    panoptic_pngs: Path
+    instances_json: Path | None
+    derived: Path
+
+    @classmethod
+    def locate(
+        cls,
+        *,
+        images: PathLike,
+        panoptic_json: PathLike,
+        panoptic_pngs: PathLike,
+        instances_json: PathLike | None = None,
+        cache: PathLike | None = None,
+    ) -> PanopticSource:
+        """Makes the paths absolute and chooses the folder of derived files.
+
+        It lies in the folder `cache`, by default in `crbp_d2_cache` beside the JSON or, where that
+        is read-only, in the user's cache. Its name has a digest of the paths, so that different
+        combinations of files never share it.
+        """
+        json_path = _absolute(panoptic_json)
+        sources = (
+            _absolute(images),
+            json_path,
+            _absolute(panoptic_pngs),
+            None if instances_json is None else _absolute(instances_json),
+        )
+        digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:8]
+        name = f"{json_path.stem}-{digest}"
+        if cache is not None:
+            derived = _absolute(cache) / name
+        else:
+            derived = writable_or_cached(json_path.parent / CACHE_FOLDER / name, name)
+        return cls(*sources, derived)
+
+    @property
+    def stuff_maps(self) -> Path:
+        """Folder of stuff maps: 0 = things, 1, 2, ... = stuff classes, 255 = unlabelled."""
+        return self.derived / "stuff"
+
+    @property
+    def measured_json(self) -> Path:
+        """The panoptic JSON with areas and boxes measured in the PNGs."""
+        return self.derived / "panoptic.json"
+
+    @property
+    def used_instances_json(self) -> Path:
+        """The given instance JSON, or else the derived one."""
+        return self.instances_json or self.derived / "instances.json"
+
+    def check_exists(self) -> None:
+        """Raises `DatasetError` if a file or folder is missing."""
+        for folder in (self.images, self.panoptic_pngs):
+            if not folder.is_dir():
+                raise DatasetError(f"{folder}: no such folder; check the path")
+        for path in (self.panoptic_json, self.instances_json):
+            if path is not None and not path.is_file():
+                raise DatasetError(f"{path}: no such file; check the path")
+
+
+def _absolute(path: PathLike) -> Path:
+    return Path(path).expanduser().absolute()

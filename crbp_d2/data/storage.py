@@ -1,0 +1,74 @@
+"""Where derived files live, and how they get there: under a lock, all or nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import portalocker
+
+logger = logging.getLogger(__name__)
+
+# Waiting for another process that prepares the same data, in seconds.
+_LOCK_TIMEOUT = 24 * 3600
+
+
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME/crbp_d2`, by default `~/.cache/crbp_d2`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crbp_d2"
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether `folder`, or the nearest existing folder above it, accepts new files.
+
+    A folder without any write permission counts as read-only even for root, who could write there:
+    somebody protected it on purpose.
+    """
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
+
+
+def writable_or_cached(preferred: Path, name: str) -> Path:
+    """`preferred` if it exists or can be made, else the folder `name` in the user's cache."""
+    if preferred.exists() or is_writable(preferred):
+        return preferred
+    fallback = user_cache() / name
+    logger.info("%s is read-only: using %s", preferred.parent, fallback)
+    return fallback
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `folder` (which need not exist) against other processes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with portalocker.Lock(folder.parent / f".{folder.name}.lock", timeout=_LOCK_TIMEOUT):
+        yield
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `folder` if the block succeeds.
+
+    If it fails nothing is left behind and `folder` is as before. Use it inside `locked(folder)`.
+    """
+    prefix = f".{folder.name}.making-"
+    # Left by a process that was killed: nobody else can be at work, for we hold the lock.
+    for stale in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+    try:
+        fresh = making / "new"
+        fresh.mkdir()
+        yield fresh
+        if folder.exists():
+            os.rename(folder, making / "old")
+        os.rename(fresh, folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)

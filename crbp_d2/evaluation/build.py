@@ -1,0 +1,84 @@
+"""The evaluators that belong to a data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from crbp_d2.data import ensure_prepared
+from crbp_d2.data.pathfinder.images import EVALUATOR_TYPE
+
+from .panoptic import PanopticEvaluator
+from .pathfinder import PathfinderEvaluator
+
+_EVALUATOR_TYPES = ("coco_panoptic_seg", "coco", "sem_seg", EVALUATOR_TYPE)
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+) -> DatasetEvaluators:
+    """Evaluators of a registered data set, by the `evaluator_type` in its metadata.
+
+    `coco_panoptic_seg` gives panoptic quality, instance AP (boxes, and masks if `MODEL.MASK_ON`)
+    and semantic IoU; `coco` the second, `sem_seg` the third; `pathfinder` F1 and its companions.
+    Panoptic data without things get no instance AP, such without stuff no semantic IoU.
+
+    Args:
+        output_folder: for predictions and results, none are written if None.
+
+    Raises:
+        ValueError: the data set has another `evaluator_type`.
+        DatasetError: its data can't be used.
+    """
+    ensure_prepared(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    evaluator_type = metadata.get("evaluator_type")
+    if evaluator_type not in _EVALUATOR_TYPES:
+        raise ValueError(
+            f"data set {dataset_name!r} has the evaluator_type {evaluator_type!r} in its metadata; "
+            f"allowed are {', '.join(_EVALUATOR_TYPES)}"
+        )
+    if evaluator_type == EVALUATOR_TYPE:
+        return DatasetEvaluators([PathfinderEvaluator()])
+    is_panoptic = evaluator_type == "coco_panoptic_seg"
+    has_things = not is_panoptic or bool(metadata.thing_dataset_id_to_contiguous_id)
+    has_stuff = not is_panoptic or len(metadata.stuff_classes) > 1
+    evaluators: list[DatasetEvaluator] = []
+    if evaluator_type != "coco" and has_stuff:
+        evaluators.append(
+            SemSegEvaluator(
+                dataset_name, output_dir=output_folder, sem_seg_loading_fn=load_label_map
+            )
+        )
+    if evaluator_type != "sem_seg" and has_things:
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        evaluators.append(
+            # The fast implementation needs Detectron2's compiled part, and is unofficial.
+            COCOEvaluator(dataset_name, tasks, output_dir=output_folder, use_fast_impl=False)
+        )
+    if is_panoptic:
+        evaluators.append(PanopticEvaluator(dataset_name, output_folder))
+    return DatasetEvaluators(evaluators)
+
+
+def load_label_map(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
+    """(height, width) labels from an image file, with the signature SemSegEvaluator expects.
+
+    Its own loader passes `copy=False` to `np.array`, which numpy 2 refuses.
+
+    Args:
+        copy: without effect, the result is always a new array.
+    """
+    with PathManager.open(filename, "rb") as file:
+        return np.array(Image.open(file), dtype=dtype)

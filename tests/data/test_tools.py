@@ -1,0 +1,77 @@
+"""The command-line tools, called in this process."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+
+from .panoptic_data import write_panoptic
+from .test_cache import contents
+
+TOOLS = Path(__file__).parents[2] / "datasets"
+
+
+def tool(name: str) -> Callable[[Sequence[str]], int]:
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def panoptic_arguments(folder: Path) -> list[str]:
+    return [
+        "--name=from_tool",
+        f"--images={folder / 'images'}",
+        f"--panoptic-json={folder / 'panoptic.json'}",
+        f"--panoptic-pngs={folder / 'pngs'}",
+        f"--cache={folder / 'cache'}",
+        "--workers=1",
+    ]
+
+
+def test_prepare_panoptic_prints_lines_that_work(tmp_path: Path, capsys) -> None:
+    write_panoptic(tmp_path / "data")
+    assert tool("prepare_panoptic")(panoptic_arguments(tmp_path / "data")) == 0
+    output = capsys.readouterr().out
+    assert "|    1 | dog        | thing  |          3 |" in output
+    assert "3 images (0 without any segment left out), 2 thing and 2 stuff categories" in output
+    lines = [line.strip() for line in output.split("To use it:")[1].strip().splitlines()]
+    assert len(lines) == 3
+    variables = {"cfg": get_cfg()}
+    exec("\n".join(lines), variables)
+    assert variables["cfg"].MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+    made = contents(tmp_path / "data" / "cache")
+    assert len(DatasetCatalog.get("from_tool")) == 3
+    assert contents(tmp_path / "data" / "cache") == made
+
+
+def test_prepare_panoptic_reports_problems(tmp_path: Path, capsys) -> None:
+    data = write_panoptic(tmp_path / "data")
+    (data.pngs / "1.png").unlink()
+    assert tool("prepare_panoptic")(panoptic_arguments(data.folder)) == 1
+    assert "1.png: no such file" in capsys.readouterr().err
+
+
+def test_prepare_shapes(tmp_path: Path, capsys) -> None:
+    arguments = [f"--output={tmp_path / 'new'}", "--scenes=2", "--size=48", "--workers=1"]
+    assert tool("prepare_shapes")(arguments) == 0
+    assert len(list((tmp_path / "new" / "images").iterdir())) == 2
+    with pytest.raises(SystemExit):
+        tool("prepare_shapes")(arguments)
+    assert "exists; remove it" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool("prepare_shapes")([f"--output={tmp_path / 'tiny'}", "--size=8"])
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("name", ["prepare_panoptic", "prepare_shapes"])
+def test_help_has_an_example(name: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tool(name)(["--help"])
+    assert stopped.value.code == 0
+    output = capsys.readouterr().out
+    assert "example" in output and f"datasets/{name}.py --" in output
