@@ -1,0 +1,1 @@
+"""Measurements of what the estimators do: gradients, memory, time."""

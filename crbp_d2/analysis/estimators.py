@@ -1,0 +1,186 @@
+"""Estimators side by side: nearness to the exact gradient, saved memory, time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crbp_d2.core import Recurrence
+from crbp_d2.core.state import to_parts
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An algorithm with its options, as `Recurrence` takes them.
+
+    Attributes:
+        label: for the table.
+        algorithm: see `Recurrence`.
+        options: of the estimator.
+        least_steps: fewest steps it can run.
+    """
+
+    label: str
+    algorithm: str
+    options: dict[str, Any] = field(default_factory=dict)
+    least_steps: int = 1
+
+    def recurrence(self, cell: nn.Module, steps: int) -> Recurrence:
+        """The algorithm on a cell."""
+        return Recurrence(cell, algorithm=self.algorithm, steps=steps, **self.options)
+
+
+CONTENDERS = (
+    Contender("bptt", "bptt"),
+    Contender("bptt, checkpointed", "bptt", {"checkpointed": True}),
+    Contender("bptt+lcp", "bptt+lcp"),
+    Contender("tbptt, 3 steps", "tbptt", {"length": 3}, least_steps=3),
+    Contender("jfb", "jfb"),
+    Contender("rbp, 15 terms", "rbp", {"neumann_terms": 15}),
+    Contender("rbp, 15 terms, norm cap 1", "rbp", {"neumann_terms": 15, "norm_cap": 1.0}),
+    Contender("crbp, 15 terms", "crbp", {"neumann_terms": 15}),
+    Contender("phantom, 5 steps of 0.5", "phantom", {"length": 5}, least_steps=5),
+    Contender("implicit", "implicit", {"adjoint_tolerance": 1e-4}),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        label: of the contender.
+        cosine: between its gradient and the exact one, over all weights of the cell.
+        norm_ratio: of its gradient to the exact one.
+        saved_bytes: that autograd keeps for the backward pass, by number of steps; `None` where it
+            can't run that few.
+        times: forward and backward pass relative to one-step BPTT, one value a round.
+    """
+
+    label: str
+    cosine: float
+    norm_ratio: float
+    saved_bytes: dict[int, int | None]
+    times: list[float]
+
+
+def compare(
+    cell: nn.Module,
+    drive: Tensor,
+    *,
+    steps: int = 20,
+    memory_steps: Sequence[int] = (1, 5, 20, 100),
+    rounds: int = 3,
+    exact_steps: int = 400,
+    contenders: Sequence[Contender] = CONTENDERS,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Row], float]:
+    """Measure every contender on one cell and drive.
+
+    The loss is `sum(w . h_T)` with fixed random weights `w`. The exact gradient is the implicit one
+    at the state after `exact_steps` steps; penalties don't count in gradients, but do in memory and
+    time.
+
+    Args:
+        cell: the circuit.
+        drive: `(N, C, H, W)`.
+        steps: `T` for gradients and times.
+        memory_steps: numbers of steps to measure saved memory for.
+        rounds: interleaved repetitions of the timing.
+        exact_steps: until the state counts as the equilibrium.
+        contenders: what to compare.
+        progress: told what is being measured.
+
+    Returns:
+        The rows, and the relative residual of the state taken for the equilibrium.
+    """
+    weights = torch.randn_like(drive)
+    progress("exact gradient")
+    reference = Recurrence(cell, algorithm="implicit", steps=exact_steps, adjoint_tolerance=1e-6)
+    exact, residual = gradient(reference, drive, weights)
+    times: dict[str, list[float]] = {contender.label: [] for contender in contenders}
+    unit = Contender("unit", "bptt").recurrence(cell, 1)
+    for number in range(rounds):
+        for contender in contenders:
+            progress(f"time of {contender.label}, round {number + 1} of {rounds}")
+            base = seconds(unit, drive, weights)
+            run = seconds(contender.recurrence(cell, steps), drive, weights)
+            times[contender.label].append(run / base)
+    rows = []
+    for contender in contenders:
+        progress(f"gradient and memory of {contender.label}")
+        found, _ = gradient(contender.recurrence(cell, steps), drive, weights)
+        saved = {
+            count: saved_bytes(contender.recurrence(cell, count), drive)
+            if count >= contender.least_steps
+            else None
+            for count in memory_steps
+        }
+        rows.append(
+            Row(
+                label=contender.label,
+                cosine=float(torch.cosine_similarity(found, exact, dim=0)),
+                norm_ratio=float(found.norm() / exact.norm()),
+                saved_bytes=saved,
+                times=times[contender.label],
+            )
+        )
+    return rows, residual
+
+
+def gradient(recurrence: Recurrence, drive: Tensor, weights: Tensor) -> tuple[Tensor, float]:
+    """The gradient of `sum(weights . h_T)` into the cell's weights, and the largest residual."""
+    result = recurrence(drive)
+    loss = (to_parts(result.state)[0] * weights).sum()
+    found = torch.autograd.grad(loss, list(recurrence.cell.parameters()))
+    flat = torch.cat([part.reshape(-1) for part in found])
+    return flat, float(result.diagnostics.residual.max())
+
+
+def saved_bytes(recurrence: Recurrence, drive: Tensor) -> int:
+    """Bytes of the distinct storages that autograd keeps for the backward pass, with weights."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = recurrence(drive)
+        total = to_parts(result.state)[0].sum() + sum(result.penalties.values())
+    del total
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def seconds(recurrence: Recurrence, drive: Tensor, weights: Tensor) -> float:
+    """Wall time of one forward and backward pass, penalties included."""
+    recurrence.zero_grad()
+    begin = time.perf_counter()
+    result = recurrence(drive)
+    loss = (to_parts(result.state)[0] * weights).sum() + sum(result.penalties.values())
+    loss.backward()
+    return time.perf_counter() - begin
+
+
+def markdown(rows: Sequence[Row]) -> Iterator[str]:
+    """The rows as lines of a Markdown table."""
+    counts = list(rows[0].saved_bytes)
+    heads = [f"MB saved, T = {count}" for count in counts]
+    yield "| algorithm | cosine | norm ratio | " + " | ".join(heads) + " | time (min-max) |"
+    yield "|---|---|---|" + "---|" * (len(counts) + 1)
+    for row in rows:
+        memory = " | ".join(
+            "-" if saved is None else f"{saved / 1e6:.1f}" for saved in row.saved_bytes.values()
+        )
+        middle = statistics.median(row.times)
+        yield (
+            f"| {row.label} | {row.cosine:.3f} | {row.norm_ratio:.3f} | {memory} | "
+            f"{middle:.1f} ({min(row.times):.1f}-{max(row.times):.1f}) |"
+        )

@@ -1,0 +1,127 @@
+"""The configuration node of this plugin."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_crbp_config(cfg: CfgNode) -> None:
+    """Add the node `CRBP` with its default values: the paper's C-RBP mask head.
+
+    The name in brackets is the paper's symbol.
+
+    Args:
+        cfg: a Detectron2 config; changed in place.
+    """
+    node = cfg.CRBP = CfgNode()
+
+    # --- learning -----------------------------------------------------------------------------
+    # How gradients reach the recurrent weights: bptt, tbptt, rbp, jfb, phantom, implicit, deq, or
+    # crbp, which is rbp with the Lipschitz coefficient penalty. "+lcp" adds that penalty to any
+    # other, as in bptt+lcp.
+    node.ALGORITHM = "crbp"
+    # Steps of the recurrence in training (T; N in the paper's figures). At least 1.
+    node.STEPS = 20
+    # Steps outside training; 0 for the same number.
+    node.TEST_STEPS = 0
+    # In training, a sample's steps end early once |h_t - h_{t-1}| <= TOLERANCE |h_t|; 0.0 for a
+    # fixed number of steps. Not for bptt.
+    node.TOLERANCE = 0.0
+    # The same outside training.
+    node.TEST_TOLERANCE = 0.0
+    # rbp, crbp: terms of the Neumann series after the first (K). At least 1; without terms it is
+    # jfb.
+    node.NEUMANN_TERMS = 15
+    # rbp, crbp: a sample's series ends when a term falls under this fraction of the first.
+    node.NEUMANN_TOLERANCE = 1e-4
+    # rbp, crbp: end the series once its norm exceeds this, in units of the loss. The released code
+    # has 1.0, which silently gives one-step gradients for large losses; 0.0 for no such cap.
+    node.NEUMANN_NORM_CAP = 0.0
+    # tbptt, phantom: last steps that gradients go through.
+    node.BACKWARD_STEPS = 3
+    # phantom: damping of those steps (tau), in (0, 1].
+    node.DAMPING = 0.5
+    # bptt: mean of the losses of all steps, instead of the last step's loss.
+    node.LOSS_ON_EVERY_STEP = False
+    # bptt: recompute steps in the backward pass, which needs less memory and more time.
+    node.CHECKPOINT = False
+    # Weight of a loss on one earlier step, drawn anew in every iteration, which makes the model
+    # answer early; its gradient goes through that step alone. 0.0 for none.
+    node.EARLY_LOSS_WEIGHT = 0.0
+    # The earlier step is drawn from those after this fraction of all, in [0, 1).
+    node.EARLY_FROM = 0.25
+    # What to do with samples whose state or gradient is NaN or infinite: raise, or skip (and
+    # count).
+    node.ON_NONFINITE = "raise"
+    # Run the steps without gradients through torch.compile.
+    node.COMPILE = False
+
+    # --- penalties ----------------------------------------------------------------------------
+    # Weight of the Lipschitz coefficient penalty (lambda), used where ALGORITHM asks for it.
+    node.LCP_WEIGHT = 0.001
+    # Column sums of the Jacobian up to this are free (mu), in [0, 1).
+    node.LCP_BOUND = 0.95
+    # mean or sum over the elements of the state; the released panoptic model: sum.
+    node.LCP_REDUCTION = "sum"
+    # Penalise negative column sums, too; the paper's penalty leaves them free.
+    node.LCP_TWO_SIDED = False
+    # Weight of the Jacobian-Frobenius penalty, for any ALGORITHM; 0.0 for none.
+    node.FROBENIUS_WEIGHT = 0.0
+    # Weight of the spectral penalty, for any ALGORITHM; 0.0 for none.
+    node.SPECTRAL_WEIGHT = 0.0
+    # Spectral radius that costs nothing, in [0, 1).
+    node.SPECTRAL_MARGIN = 0.9
+    # Steps of power iteration before the product that is penalised.
+    node.SPECTRAL_POWER_STEPS = 4
+    # Compute penalties on this many samples (RoIs), drawn at random, to save memory; 0 for all.
+    node.PENALTY_SAMPLES = 0
+    # Factor on all penalty weights over training: ((iteration, factor), ...), linear between the
+    # points. ((1000, 0.0), (2000, 1.0)) learns first and contracts afterwards. () for none.
+    node.PENALTY_SCHEDULE = ()
+
+    # --- circuit ------------------------------------------------------------------------------
+    # mask_hgru (the mask head's), hgru (Pathfinder's) or conv_lstm.
+    node.CELL = "mask_hgru"
+    # Channels of drive and state (C). Features of another width pass a 1x1 convolution first.
+    node.CHANNELS = 256
+    # Size of the suppression and facilitation kernels (E), odd.
+    node.KERNEL_SIZE = 3
+    # mask_hgru: suppression gate, gala (global and local attention, the paper) or pointwise.
+    node.GATE = "gala"
+    # mask_hgru, hgru: norm inside the cell, GN, IN, BN or "". SyncBN can't be differentiated twice.
+    node.NORM = "GN"
+    # mask_hgru, hgru: initial scale of those norms; the released code starts at 0.1.
+    node.NORM_SCALE = 0.1
+    # Norm of the last state before the readout: GN, IN, BN, SyncBN, FrozenBN, LN or "".
+    node.OUTPUT_NORM = "GN"
+    # mask_hgru: phi, softplus (the paper), relu, elu or tanh.
+    node.ACTIVATION = "softplus"
+    # hgru: put the new state through a softplus as well, as the released cell does.
+    node.RECTIFY_STATE = False
+    # mask_hgru, hgru: initial gate biases, chrono (the paper's intent) or released (without its
+    # logarithm).
+    node.GATE_BIAS = "chrono"
+
+    # --- contour models (Pathfinder) ----------------------------------------------------------
+    # Layers of FeedForwardSemSegHead, the recurrent head's rival.
+    node.FEEDFORWARD_LAYERS = 6
+    # Size of the stem's Gabor filters, odd.
+    node.STEM_KERNEL_SIZE = 7
+    # Focusing of the focal loss (gamma); 0.0 is the cross entropy.
+    node.FOCAL_GAMMA = 2.0
+    # Probability that an untrained model gives to a contour, in (0, 1).
+    node.CONTOUR_PRIOR = 0.01
+    # Never show an image twice: past the end of an epoch, fresh ones are drawn.
+    node.ENDLESS = False
+    # Besides INPUT.RANDOM_FLIP, exchange rows and columns at random.
+    node.TRANSPOSE = False
+
+    # --- training -----------------------------------------------------------------------------
+    # sgd (Detectron2's), adam or adamw, with the learning rates and decays of SOLVER.
+    node.OPTIMIZER = "sgd"
+
+    # --- data and results ---------------------------------------------------------------------
+    # A YAML or JSON file of panoptic data sets of your own to register, see datasets/README.md.
+    node.DATASETS_FILE = ""
+    # Prediction pictures to draw from the first test set after training or evaluation.
+    node.PICTURES = 8

@@ -1,0 +1,261 @@
+"""Training and evaluation with Detectron2's engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+)
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.solver import build_optimizer, get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+import crbp_d2.modeling  # noqa: F401  registers heads and backbone
+from crbp_d2.config import add_crbp_config
+from crbp_d2.data import (
+    build_test_loader,
+    build_train_loader,
+    ensure_prepared,
+    register_from_file,
+    set_num_classes,
+)
+from crbp_d2.data.sampler import is_resumable, seek
+from crbp_d2.evaluation import build_evaluator
+from crbp_d2.evaluation.pictures import write_pictures
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+"""Beside Detectron2's own SGD."""
+
+EXAMPLES = """examples:
+  train on one GPU (or, without any, on the CPU):
+    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml
+  train on eight GPUs:
+    tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml --num-gpus 8
+  go on after an interruption:
+    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml --resume
+  evaluate, here with twice the steps of training:
+    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml --eval-only \\
+        MODEL.WEIGHTS output/model_final.pth CRBP.TEST_STEPS 40
+  change anything else:
+    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml CRBP.ALGORITHM bptt CRBP.STEPS 3
+
+on several machines run on each of them, with its rank:
+    tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml --num-gpus 8 \\
+        --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+"""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's command line."""
+    return default_argument_parser(epilog=EXAMPLES)
+
+
+class SeedIterations(HookBase):
+    """Seeds PyTorch's generators anew in every iteration, so that a resumed run samples proposals
+    as an uninterrupted one.
+
+    Args:
+        seed: of the run, at least 0.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        entropy = np.random.SeedSequence([self.seed, comm.get_rank(), self.trainer.iter])
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's default trainer, with this project's evaluators, also on several CPU processes.
+
+    Args:
+        cfg: a config with the node `CRBP`.
+
+    Raises:
+        ValueError: mixed precision is asked for on a CPU.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer gives every distributed model a CUDA device, so its construction is spelled
+        # out here: the same parts in the same order.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+        if on_cpu and cfg.SOLVER.AMP.ENABLED:
+            raise ValueError("SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda; set it to False")
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        devices: dict[str, Any] = {"device_ids": None} if on_cpu else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = kind(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self._last_eval_results: Mapping[str, Any] = {}
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """The optimizer that `CRBP.OPTIMIZER` names, with gradient clipping as SOLVER says.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if cfg.CRBP.OPTIMIZER == "sgd":
+            return build_optimizer(cfg, model)
+        if cfg.CRBP.OPTIMIZER not in OPTIMIZERS:
+            allowed = ", ".join(sorted([*OPTIMIZERS, "sgd"]))
+            raise ValueError(f"CRBP.OPTIMIZER is {cfg.CRBP.OPTIMIZER!r}; choose from {allowed}")
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        kind = maybe_add_gradient_clipping(cfg, OPTIMIZERS[cfg.CRBP.OPTIMIZER])
+        return kind(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """See `crbp_d2.data.build_train_loader`."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """See `crbp_d2.data.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluators of a data set, writing to `OUTPUT_DIR/inference/<data set>`."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, folder)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, and with a `SEED` random numbers that follow from the iteration."""
+        hooks: list[HookBase] = super().build_hooks()
+        if self.cfg.SEED >= 0:
+            hooks.insert(0, SeedIterations(self.cfg.SEED))
+        return hooks
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load weights, or with `resume` all of the last checkpoint and its place in the data."""
+        super().resume_or_load(resume)
+        if is_resumable(self.data_loader):
+            seek(self.data_loader, self.start_iter)
+
+    def train(self) -> Mapping[str, Any]:
+        """Train to the last iteration; the results of the evaluation that ends it."""
+        super().train()
+        return self._last_eval_results
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The configuration of a run, with its data sets ready and its log open.
+
+    Numbers of classes are those of the data sets. Without a GPU the model goes to the CPU.
+
+    Args:
+        args: of `argument_parser`.
+
+    Returns:
+        The frozen config.
+
+    Raises:
+        DatasetError: a data set can't be used.
+        KeyError: a data set is not registered, or the config has an unknown key.
+    """
+    cfg = get_cfg()
+    add_crbp_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="crbp_d2")
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
+        logger.warning("no GPU is available: running on the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+        # Processes that all take all cores are several times slower than ones that share them.
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    if cfg.CRBP.DATASETS_FILE:
+        register_from_file(cfg.CRBP.DATASETS_FILE)
+    names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    for name in names:
+        ensure_prepared(name)
+    for name in names[:1]:
+        set_num_classes(cfg, name)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Train, or evaluate with `--eval-only`: what every process of a run executes.
+
+    Writes `metrics.json`, checkpoints and TensorBoard events while training, and at the end
+    `results.json` and `predictions/*.png`, all under `OUTPUT_DIR`.
+
+    Args:
+        args: of `argument_parser`.
+
+    Returns:
+        The evaluation's results (on the main process).
+    """
+    cfg = setup(args)
+    results: Mapping[str, Any]
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train()
+        model = trainer.model
+    if comm.is_main_process():
+        output = Path(cfg.OUTPUT_DIR)
+        write_results(results, output / "results.json")
+        if cfg.CRBP.PICTURES and cfg.DATASETS.TEST:
+            bare = getattr(model, "module", model)
+            write_pictures(cfg, bare, cfg.DATASETS.TEST[0], output / "predictions")
+        if args.eval_only:
+            verify_results(cfg, results)
+        logger.info("Results, checkpoints and pictures are in %s", output.resolve())
+    return results
+
+
+def write_results(results: Mapping[str, Any], path: Path) -> None:
+    """Write evaluation results as JSON, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=2, default=float) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,34 @@
+"""The dynamics of a recurrence in Detectron2's event storage."""
+
+from __future__ import annotations
+
+from detectron2.utils.events import get_event_storage, has_event_storage
+
+from crbp_d2.core import Diagnostics
+
+
+class DynamicsLog:
+    """Logs `recurrence/<name>` for what `Diagnostics.scalars` names, one iteration late.
+
+    Half of it is known only after the backward pass, whose end a module does not see.
+    """
+
+    def __init__(self) -> None:
+        self.previous: Diagnostics | None = None
+
+    def begin(self) -> int:
+        """Log the iteration before; the number of this one, 0 outside a training loop."""
+        if not has_event_storage():
+            return 0
+        storage = get_event_storage()
+        if self.previous is not None:
+            scalars = self.previous.scalars()
+            storage.put_scalars(
+                smoothing_hint=False, **{f"recurrence/{name}": v for name, v in scalars.items()}
+            )
+        self.previous = None
+        return int(storage.iter)
+
+    def keep(self, diagnostics: Diagnostics) -> None:
+        """Remember this iteration's, whose backward pass is to come."""
+        self.previous = diagnostics

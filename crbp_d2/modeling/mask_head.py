@@ -1,0 +1,136 @@
+"""The recurrent mask head.
+
+Shape shorthand: R regions of interest (RoIs), C channels, K classes. Logits throughout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling.roi_heads.mask_head import (
+    BaseMaskRCNNHead,
+    mask_rcnn_inference,
+    mask_rcnn_loss,
+)
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crbp_d2.core import Recurrence
+from crbp_d2.core.state import State, to_parts
+from crbp_d2.modeling import build
+from crbp_d2.modeling.dynamics import DynamicsLog
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class RecurrentMaskHead(BaseMaskRCNNHead):
+    """A recurrent circuit in place of Mask R-CNN's four convolutions (method of Linsley et al.
+    2020).
+
+        features -> [1x1 convolution, if the widths differ] -> T steps of the circuit -> norm
+                 -> deconvolution x2 -> ReLU -> 1x1 predictor
+
+    Deconvolution and predictor have the names and shapes of Detectron2's own head, so its
+    checkpoints fill them.
+
+    Args:
+        input_shape: of the RoI features; only `channels` is read.
+        recurrence: the circuit with its learning algorithm.
+        channels: `C` of the circuit's state.
+        num_classes: `K`, 1 if masks don't depend on the class.
+        deconv_channels: between deconvolution and predictor.
+        output_norm: see `crbp_d2.modeling.build.output_norm`.
+        loss_weight: factor of `loss_mask` and `loss_early`.
+        early_loss_weight: further factor of `loss_early`.
+        vis_period: iterations between pictures of masks in the event storage, 0 for none.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: ShapeSpec,
+        recurrence: Recurrence,
+        channels: int,
+        num_classes: int,
+        deconv_channels: int = 256,
+        output_norm: str = "GN",
+        loss_weight: float = 1.0,
+        early_loss_weight: float = 0.0,
+        vis_period: int = 0,
+    ) -> None:
+        super().__init__(loss_weight=loss_weight, vis_period=vis_period)
+        self.early_loss_weight = early_loss_weight
+        self.entry: nn.Module = nn.Identity()
+        if input_shape.channels != channels:
+            self.entry = Conv2d(input_shape.channels, channels, kernel_size=1)
+            weight_init.c2_msra_fill(self.entry)
+        self.recurrence = recurrence
+        self.output_norm = build.output_norm(output_norm, channels)
+        self.deconv = ConvTranspose2d(channels, deconv_channels, kernel_size=2, stride=2)
+        self.predictor = Conv2d(deconv_channels, num_classes, kernel_size=1)
+        weight_init.c2_msra_fill(self.deconv)
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        nn.init.zeros_(self.predictor.bias)
+        self.dynamics = DynamicsLog()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        head = cfg.MODEL.ROI_MASK_HEAD
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "recurrence": build.recurrence(cfg.CRBP),
+            "early_loss_weight": cfg.CRBP.EARLY_LOSS_WEIGHT,
+            "channels": cfg.CRBP.CHANNELS,
+            "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "deconv_channels": head.CONV_DIM,
+            "output_norm": cfg.CRBP.OUTPUT_NORM,
+        }
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        """Losses in training, else the instances with their masks.
+
+        Args:
+            x: RoI features, `(R, channels, S, S)`.
+            instances: per image, with R regions in all. In training the foreground proposals with
+                their ground truth, else the predicted boxes.
+
+        Returns:
+            In training `loss_mask`, `loss_early` where asked for, and `loss_<penalty>` for every
+            penalty; also without any region they are connected to all parameters, as distributed
+            training needs. Else `instances`
+            with `pred_masks`, `(r, 1, 2S, 2S)` probabilities.
+        """
+        if not self.training:
+            mask_rcnn_inference(self.layers(x), instances)
+            return instances
+        result = self.recurrence(self.entry(x), iteration=self.dynamics.begin())
+        self.dynamics.keep(result.diagnostics)
+        losses = {"loss_mask": self._loss(result.states or [result.state], instances)}
+        if result.early_states:
+            early = self._loss(result.early_states, instances)
+            losses["loss_early"] = self.early_loss_weight * early
+        losses.update({f"loss_{name}": value for name, value in result.penalties.items()})
+        return losses
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Mask logits `(R, K, 2S, 2S)` of the last step, for features `(R, channels, S, S)`."""
+        return self.read_out(self.recurrence(self.entry(x)).state)
+
+    def read_out(self, state: State) -> Tensor:
+        """Mask logits `(R, K, 2S, 2S)` of a state, `(R, C, S, S)` or several tensors of which the
+        first is read out; it may be of any step."""
+        logits: Tensor = self.predictor(F.relu(self.deconv(self.output_norm(to_parts(state)[0]))))
+        return logits
+
+    def _loss(self, states: list[State], instances: list[Instances]) -> Tensor:
+        losses = [
+            mask_rcnn_loss(self.read_out(state), instances, self.vis_period) for state in states
+        ]
+        return torch.stack(losses).mean() * self.loss_weight

@@ -1,0 +1,252 @@
+"""Semantic heads of the contour models: the recurrent circuit, and its feed-forward rival.
+
+Shape shorthand: N images, C channels, K classes. Logits throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crbp_d2.core import ConfigurationError, Recurrence
+from crbp_d2.core.state import State, to_parts
+from crbp_d2.modeling import build
+from crbp_d2.modeling.dynamics import DynamicsLog
+
+
+def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float, ignore_value: int) -> Tensor:
+    """Mean over labelled pixels of `-(1 - p)^gamma log p`, `p` the probability of the true class
+    (Lin et al. 2017, without class weights).
+
+    Args:
+        logits: `(N, K, H, W)`.
+        targets: `(N, H, W)` classes, or `ignore_value` for pixels that don't count.
+        gamma: focusing, at least 0.
+        ignore_value: label of unlabelled pixels.
+
+    Returns:
+        0-dimensional, at least 0; 0 without a labelled pixel.
+    """
+    surprise = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="none")
+    labelled = (targets != ignore_value).sum().clamp(min=1)
+    return ((1 - torch.exp(-surprise)) ** gamma * surprise).sum() / labelled
+
+
+class ContourReadout(nn.Module):
+    """Norm and 1x1 convolution from a state to class logits.
+
+    Args:
+        channels: `C` of the state.
+        num_classes: `K`; class 0 is the background.
+        norm: see `crbp_d2.modeling.build.output_norm`.
+        prior: probability of the classes other than the background before training.
+    """
+
+    def __init__(self, *, channels: int, num_classes: int, norm: str, prior: float) -> None:
+        super().__init__()
+        if not 0 < prior < 1:
+            raise ConfigurationError(f"CRBP.CONTOUR_PRIOR must lie in (0, 1), got {prior}")
+        self.norm = build.output_norm(norm, channels)
+        self.predictor = Conv2d(channels, num_classes, kernel_size=1)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        bias = cast(Tensor, self.predictor.bias)
+        nn.init.zeros_(bias)
+        nn.init.constant_(bias[:1], math.log((1 - prior) / prior))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`(N, K, H, W)` logits of a state `(N, C, H, W)`."""
+        logits: Tensor = self.predictor(self.norm(state))
+        return logits
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class RecurrentSemSegHead(nn.Module):
+    """`T` steps of a circuit on a feature map, and a readout: for Detectron2's `SemanticSegmentor`.
+
+    Args:
+        in_feature: name of the feature map, the circuit's drive.
+        recurrence: the circuit with its learning algorithm.
+        readout: from a state to logits; of a state of several tensors the first is read out.
+        focal_gamma: see `focal_loss`.
+        loss_weight: factor of `loss_sem_seg` and `loss_early`.
+        early_loss_weight: further factor of `loss_early`.
+        ignore_value: label of pixels that don't count.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        recurrence: Recurrence,
+        readout: ContourReadout,
+        focal_gamma: float = 2.0,
+        loss_weight: float = 1.0,
+        early_loss_weight: float = 0.0,
+        ignore_value: int = 255,
+    ) -> None:
+        super().__init__()
+        self.in_feature = in_feature
+        self.recurrence = recurrence
+        self.readout = readout
+        self.focal_gamma = focal_gamma
+        self.loss_weight = loss_weight
+        self.early_loss_weight = early_loss_weight
+        self.ignore_value = ignore_value
+        self.dynamics = DynamicsLog()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        return {
+            **_common_arguments(cfg, input_shape),
+            "recurrence": build.recurrence(cfg.CRBP),
+            "early_loss_weight": cfg.CRBP.EARLY_LOSS_WEIGHT,
+        }
+
+    def forward(
+        self, features: dict[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Losses in training, else logits.
+
+        Args:
+            features: with `in_feature`, `(N, C, H, W)`.
+            targets: `(N, H, W)` classes, or `ignore_value`; in training only.
+
+        Returns:
+            In training nothing, and `loss_sem_seg` (the mean over steps if the algorithm has a loss
+            on each), `loss_early` where asked for, and `loss_<penalty>` for every penalty; else
+            logits `(N, K, H, W)` of the last step and no loss.
+        """
+        drive = features[self.in_feature]
+        if not self.training:
+            return self.read_out(self.recurrence(drive).state), {}
+        assert targets is not None, "training needs targets"
+        result = self.recurrence(drive, iteration=self.dynamics.begin())
+        self.dynamics.keep(result.diagnostics)
+        losses = {"loss_sem_seg": self._loss(result.states or [result.state], targets)}
+        if result.early_states:
+            early = self._loss(result.early_states, targets)
+            losses["loss_early"] = self.early_loss_weight * early
+        losses.update({f"loss_{name}": value for name, value in result.penalties.items()})
+        return None, losses
+
+    def read_out(self, state: State) -> Tensor:
+        """Logits `(N, K, H, W)` of a state, which may be of any step."""
+        logits: Tensor = self.readout(to_parts(state)[0])
+        return logits
+
+    def _loss(self, states: list[State], targets: Tensor) -> Tensor:
+        losses = [
+            focal_loss(
+                self.read_out(state),
+                targets,
+                gamma=self.focal_gamma,
+                ignore_value=self.ignore_value,
+            )
+            for state in states
+        ]
+        return torch.stack(losses).mean() * self.loss_weight
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class FeedForwardSemSegHead(nn.Module):
+    """Convolutions with norm and ReLU in place of the circuit. Two of them have about its number of
+    parameters.
+
+    Args:
+        in_feature: name of the feature map.
+        channels: `C` of all layers.
+        kernel_size: of all layers, odd.
+        layers: how many.
+        norm: of each layer; see `crbp_d2.modeling.build.output_norm`.
+        readout, focal_gamma, loss_weight, ignore_value: see `RecurrentSemSegHead`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        channels: int,
+        kernel_size: int,
+        layers: int,
+        norm: str,
+        readout: ContourReadout,
+        focal_gamma: float = 2.0,
+        loss_weight: float = 1.0,
+        ignore_value: int = 255,
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ConfigurationError(f"CRBP.FEEDFORWARD_LAYERS must be at least 1, got {layers}")
+        self.in_feature = in_feature
+        self.focal_gamma = focal_gamma
+        self.loss_weight = loss_weight
+        self.ignore_value = ignore_value
+        self.layers = nn.Sequential(
+            *(
+                Conv2d(
+                    channels,
+                    channels,
+                    kernel_size,
+                    padding=kernel_size // 2,
+                    bias=not norm,
+                    norm=build.output_norm(norm, channels),
+                    activation=F.relu,
+                )
+                for _ in range(layers)
+            )
+        )
+        for layer in self.layers:
+            nn.init.kaiming_normal_(cast(Conv2d, layer).weight)
+        self.readout = readout
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        return {
+            **_common_arguments(cfg, input_shape),
+            "channels": cfg.CRBP.CHANNELS,
+            "kernel_size": cfg.CRBP.KERNEL_SIZE,
+            "layers": cfg.CRBP.FEEDFORWARD_LAYERS,
+            "norm": cfg.CRBP.OUTPUT_NORM,
+        }
+
+    def forward(
+        self, features: dict[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """As `RecurrentSemSegHead.forward`, with the one loss `loss_sem_seg`."""
+        logits = self.readout(self.layers(features[self.in_feature]))
+        if not self.training:
+            return logits, {}
+        assert targets is not None, "training needs targets"
+        loss = focal_loss(logits, targets, gamma=self.focal_gamma, ignore_value=self.ignore_value)
+        return None, {"loss_sem_seg": loss * self.loss_weight}
+
+
+def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    (in_feature,) = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+    channels = input_shape[in_feature].channels
+    if channels != cfg.CRBP.CHANNELS:
+        raise ConfigurationError(
+            f"CRBP.CHANNELS is {cfg.CRBP.CHANNELS}, but the feature map {in_feature!r} of "
+            f"MODEL.BACKBONE has {channels} channels; make them equal"
+        )
+    return {
+        "in_feature": in_feature,
+        "readout": ContourReadout(
+            channels=channels,
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            norm=cfg.CRBP.OUTPUT_NORM,
+            prior=cfg.CRBP.CONTOUR_PRIOR,
+        ),
+        "focal_gamma": cfg.CRBP.FOCAL_GAMMA,
+        "loss_weight": cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT,
+        "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+    }

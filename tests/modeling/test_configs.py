@@ -1,0 +1,74 @@
+"""Every config builds, with the published numbers of parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+import crbp_d2.modeling  # noqa: F401  registers RecurrentMaskHead
+from crbp_d2.core import ConfigurationError
+from tests.modeling.conftest import CONFIGS
+
+NAMES = sorted(
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob("*.yaml")
+    if not path.name.startswith("Base-")
+)
+
+
+def trainable(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_builds(name, load_config):
+    model = build_model(load_config(name))
+    assert trainable(model) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("R50_FPN_1x.yaml", 45_751_590),
+        ("R101_FPN_3x.yaml", 64_691_494),
+        ("R50_FPN_crbp_1x.yaml", 44_968_038),
+        ("R50_FPN_bptt_1x.yaml", 44_968_038),
+        ("R101_FPN_crbp_3x.yaml", 63_907_942),
+    ],
+)
+def test_trainable_parameters_are_the_published_numbers(name, parameters, load_config):
+    assert trainable(build_model(load_config(name))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("NORM", "SyncBN", r"CRBP\.NORM.*'BN', 'GN', 'IN'"),
+        ("STEPS", 0, r"CRBP\.STEPS.*at least 1"),
+        ("TEST_STEPS", -1, r"CRBP\.STEPS.*at least 1"),
+        ("LCP_BOUND", 1.0, r"CRBP\.LCP_BOUND.*\[0, 1\)"),
+        ("LCP_REDUCTION", "max", r"CRBP\.LCP_REDUCTION.*mean, sum"),
+        ("ALGORITHM", "backprop", r"CRBP\.ALGORITHM.*bptt.*crbp"),
+        ("NEUMANN_TERMS", 0, r"CRBP\.NEUMANN_TERMS.*jfb"),
+        ("NEUMANN_TERMS", -2, r"CRBP\.NEUMANN_TERMS.*at least 0"),
+        ("KERNEL_SIZE", 4, r"CRBP\.KERNEL_SIZE.*odd"),
+        ("GATE", "none", r"CRBP\.GATE.*gala, pointwise"),
+        ("ACTIVATION", "gelu", r"CRBP\.ACTIVATION.*softplus"),
+        ("GATE_BIAS", "zero", r"CRBP\.GATE_BIAS.*chrono, released"),
+        ("ON_NONFINITE", "ignore", r"CRBP\.ON_NONFINITE.*raise, skip"),
+        ("PENALTY_SAMPLES", -1, r"CRBP\.PENALTY_SAMPLES"),
+        ("PENALTY_SCHEDULE", ((5, 1.0), (5, 2.0)), r"CRBP\.PENALTY_SCHEDULE.*ascending"),
+        ("OUTPUT_NORM", "Batch", r"CRBP\.OUTPUT_NORM.*Batch"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_its_key(key, value, message, load_config):
+    cfg = load_config("quick/shapes_crbp.yaml", f"CRBP.{key}", value)
+    with pytest.raises(ConfigurationError, match=message):
+        build_model(cfg)
+
+
+def test_every_key_is_explained_in_the_readme(load_config):
+    readme = (CONFIGS.parent / "README.md").read_text()
+    missing = [k for k in load_config("R50_FPN_1x.yaml").CRBP if f"`{k}`" not in readme]
+    assert not missing

@@ -1,0 +1,183 @@
+"""The recurrent mask head: losses, inference, edge cases, precision and logged dynamics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads.mask_head import build_mask_head
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from crbp_d2.core import Recurrence
+from crbp_d2.modeling import RecurrentMaskHead
+
+CLASSES, SIDE = 3, 6
+
+
+@pytest.fixture
+def build_head(load_config):
+    def build(*overrides, channels: int = 32) -> RecurrentMaskHead:
+        torch.manual_seed(0)
+        cfg = load_config(
+            "quick/shapes_crbp.yaml",
+            "MODEL.ROI_HEADS.NUM_CLASSES",
+            CLASSES,
+            "CRBP.STEPS",
+            4,
+            *overrides,
+        )
+        return build_mask_head(cfg, ShapeSpec(channels=channels, height=SIDE, width=SIDE))
+
+    return build
+
+
+def proposals(*counts: int) -> list[Instances]:
+    """Foreground proposals with ground truth, `counts` of them for each image."""
+    images = []
+    for count in counts:
+        instances = Instances((32, 32))
+        corners = torch.rand(count, 2) * 16
+        instances.proposal_boxes = Boxes(torch.cat([corners, corners + 12], dim=1))
+        instances.gt_classes = torch.randint(CLASSES, (count,))
+        instances.gt_masks = BitMasks(torch.rand(count, 32, 32) > 0.5)
+        images.append(instances)
+    return images
+
+
+def features(count: int, channels: int = 32) -> torch.Tensor:
+    return torch.rand(count, channels, SIDE, SIDE, requires_grad=True)
+
+
+def train_step(head, count_per_image=(2, 3), channels=32):
+    x = features(sum(count_per_image), channels)
+    with EventStorage() as storage:
+        losses = head(x, proposals(*count_per_image))
+    sum(losses.values()).backward()
+    return x, losses, storage
+
+
+def test_losses_reach_every_parameter_and_the_features(build_head):
+    head = build_head()
+    x, losses, _ = train_step(head)
+    assert set(losses) == {"loss_mask", "loss_lcp"}
+    assert all(loss.dim() == 0 and torch.isfinite(loss) for loss in losses.values())
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in head.parameters())
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["bptt", "bptt+lcp", "tbptt", "rbp", "jfb", "phantom", "implicit", "crbp"]
+)
+@pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
+def test_images_without_regions_keep_every_parameter_in_the_graph(algorithm, counts, build_head):
+    head = build_head("CRBP.ALGORITHM", algorithm)
+    _, losses, _ = train_step(head, counts)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    missing = [name for name, p in head.named_parameters() if p.grad is None]
+    assert not missing
+
+
+def test_further_penalties_are_losses_of_their_own(build_head):
+    head = build_head("CRBP.FROBENIUS_WEIGHT", 0.5, "CRBP.SPECTRAL_WEIGHT", 0.5)
+    _, losses, _ = train_step(head)
+    assert set(losses) == {"loss_mask", "loss_lcp", "loss_frobenius", "loss_spectral"}
+
+
+def test_a_loss_on_every_step_is_the_mean_of_their_losses(build_head):
+    head = build_head("CRBP.ALGORITHM", "bptt", "CRBP.LOSS_ON_EVERY_STEP", True)
+    x, instances = features(3), proposals(3)
+    with EventStorage():
+        together = head(x, instances)["loss_mask"]
+        alone = []
+        for steps in range(1, 5):
+            head.recurrence = Recurrence(head.recurrence.cell, algorithm="bptt", steps=steps)
+            alone.append(head(x, instances)["loss_mask"])
+    assert torch.allclose(together, torch.stack(alone).mean(), rtol=1e-5)
+
+
+def test_a_penalty_schedule_follows_the_iteration(build_head):
+    head = build_head("CRBP.PENALTY_SCHEDULE", ((10, 0.0), (20, 1.0)), "CRBP.LCP_BOUND", 0.0)
+    for iteration, factor in ((0, 0.0), (15, 0.5), (30, 1.0)):
+        with EventStorage(iteration):
+            losses = head(features(2), proposals(2))
+        raw = head.dynamics.previous.penalties["lcp"]
+        assert torch.allclose(losses["loss_lcp"], factor * 0.001 * raw)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_inference_gives_a_mask_for_every_box(agnostic, build_head):
+    head = build_head("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", agnostic).eval()
+    predicted = []
+    for count in (2, 0):
+        instances = Instances((32, 32))
+        instances.pred_classes = torch.randint(CLASSES, (count,))
+        predicted.append(instances)
+    with torch.no_grad():
+        first, second = head(features(2), predicted)
+    assert first.pred_masks.shape == (2, 1, 2 * SIDE, 2 * SIDE)
+    assert ((first.pred_masks >= 0) & (first.pred_masks <= 1)).all()
+    assert second.pred_masks.shape == (0, 1, 2 * SIDE, 2 * SIDE)
+
+
+def test_inference_without_any_box(build_head):
+    instances = Instances((32, 32))
+    instances.pred_classes = torch.zeros(0, dtype=torch.long)
+    with torch.no_grad():
+        (result,) = build_head().eval()(features(0), [instances])
+    assert result.pred_masks.shape == (0, 1, 2 * SIDE, 2 * SIDE)
+
+
+def test_features_of_another_width_pass_a_convolution(build_head):
+    head = build_head(channels=48)
+    assert tuple(head.entry.weight.shape) == (32, 48, 1, 1)
+    train_step(head, channels=48)
+    assert head.entry.weight.grad.abs().sum() > 0
+
+
+def test_steps_in_testing(build_head):
+    head = build_head("CRBP.TEST_STEPS", 9).eval()
+    x = features(2)
+    with torch.no_grad():
+        state = torch.zeros_like(x)
+        for _ in range(9):
+            state = head.recurrence.cell(x, state)
+        assert torch.allclose(head.layers(x), head.read_out(state), atol=1e-6)
+
+
+def test_dynamics_of_the_last_iteration_are_logged(build_head):
+    head = build_head("CRBP.ALGORITHM", "crbp")
+    x, instances = features(3), proposals(3)
+    with EventStorage() as storage:
+        sum(head(x, instances).values()).backward()
+        assert not any(name.startswith("recurrence/") for name in storage.latest())
+        expected = head.dynamics.previous.scalars()
+        storage.step()
+        head(x, instances)
+        logged = {k: v[0] for k, v in storage.latest().items() if k.startswith("recurrence/")}
+    assert {k.removeprefix("recurrence/") for k in logged} == {
+        "steps",
+        "residual",
+        "lcp",
+        "neumann_terms",
+        "contraction_ratio",
+        "diverged",
+    }
+    assert all(logged[f"recurrence/{name}"] == value for name, value in expected.items())
+
+
+def test_bfloat16_autocast(build_head):
+    head, instances = build_head(), proposals(4)
+    x = features(4).detach()
+
+    def gradients(enabled: bool) -> torch.Tensor:
+        head.zero_grad()
+        with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses = head(x, instances)
+        assert losses["loss_mask"].dtype == torch.float32
+        sum(losses.values()).backward()
+        return torch.cat([p.grad.reshape(-1) for p in head.recurrence.parameters()])
+
+    exact, half = gradients(False), gradients(True)
+    assert torch.isfinite(half).all()
+    assert float(torch.cosine_similarity(exact, half, dim=0)) > 0.9

@@ -1,0 +1,257 @@
+"""Whole models: training, resuming, checkpoints, several processes and real images."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from crbp_d2.data import ShapesConfig, make_shapes, register_panoptic, set_num_classes
+from crbp_d2.engine import Trainer, argument_parser, main
+from tests.distributed import run_processes
+from tests.modeling.conftest import CONFIGS
+
+ROOT = CONFIGS.parent
+SHARED = ROOT.parent / "shared" / "data"
+NAME = "test_training_shapes"
+needs_coco = pytest.mark.skipif(
+    not (SHARED / "coco").is_dir(),
+    reason="needs real COCO images, which can't be redistributed, in ../shared/data/coco",
+)
+SMALL = [
+    "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
+    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0",
+    "CRBP.STEPS", "4", "CRBP.PICTURES", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Twelve small scenes, registered under a name of their own."""
+    folder = tmp_path_factory.mktemp("shapes") / "train"
+    make_shapes(folder, scenes=12, seed=3, config=ShapesConfig(size=64), workers=1)
+    register_panoptic(
+        NAME,
+        images=folder / "images",
+        panoptic_json=folder / "panoptic.json",
+        panoptic_pngs=folder / "panoptic",
+    )
+    yield folder
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def run(output: Path, config: str, *overrides: object, flags: tuple[str, ...] = ()):
+    arguments = [
+        "--config-file", str(CONFIGS / config), *flags,
+        "OUTPUT_DIR", str(output),
+        "DATASETS.TRAIN", f"('{NAME}',)",
+        "DATASETS.TEST", f"('{NAME}',)",
+        *SMALL, *map(str, overrides),
+    ]  # fmt: skip
+    return main(argument_parser().parse_args(arguments))
+
+
+def logged(output: Path) -> dict[int, dict]:
+    lines = (output / "metrics.json").read_text().splitlines()
+    return {line["iteration"]: line for line in map(json.loads, lines)}
+
+
+def test_ten_iterations_leave_metrics_checkpoint_results_and_a_picture(shapes, tmp_path):
+    results = run(tmp_path, "quick/shapes_crbp.yaml", "SOLVER.MAX_ITER", 10)
+    assert set(results) >= {"panoptic_seg", "sem_seg", "segm", "bbox"}
+    assert json.loads((tmp_path / "results.json").read_text())["panoptic_seg"]["PQ"] >= 0
+    assert (tmp_path / "model_final.pth").is_file()
+    assert len(list((tmp_path / "predictions").glob("*.png"))) == 1
+    last = logged(tmp_path)[9]
+    assert last["loss_mask"] > 0 and last["loss_lcp"] >= 0
+    assert last["recurrence/steps"] == 4 and 0 < last["recurrence/neumann_terms"] <= 10
+    config = (tmp_path / "config.yaml").read_text()
+    assert "NUM_CLASSES: 6" in config and "NUM_CLASSES: 5" in config
+
+
+def test_evaluation_alone_and_with_other_steps(shapes, tmp_path):
+    trained = run(tmp_path / "a", "quick/shapes_crbp.yaml", "SOLVER.MAX_ITER", 2)
+    weights = ("MODEL.WEIGHTS", tmp_path / "a" / "model_final.pth")
+    again = run(tmp_path / "b", "quick/shapes_crbp.yaml", *weights, flags=("--eval-only",))
+    assert again["panoptic_seg"] == trained["panoptic_seg"]
+    assert again["sem_seg"] == trained["sem_seg"]
+    more = ("CRBP.TEST_STEPS", 8, "CRBP.PICTURES", 0)
+    run(tmp_path / "c", "quick/shapes_crbp.yaml", *weights, *more, flags=("--eval-only",))
+    assert not (tmp_path / "c" / "predictions").exists()
+
+
+def test_expected_results_that_are_missed_fail_the_run(shapes, tmp_path):
+    expected = ("TEST.EXPECTED_RESULTS", "[['panoptic_seg', 'PQ', 99.0, 0.5]]")
+    with pytest.raises(SystemExit):
+        run(tmp_path, "quick/shapes_crbp.yaml", "SOLVER.MAX_ITER", 1, *expected)
+
+
+def test_a_run_goes_on_where_it_was_interrupted(shapes, tmp_path):
+    options = ("CRBP.PICTURES", 0, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()", "SEED", 5)
+    run(tmp_path / "whole", "quick/shapes_crbp.yaml", "SOLVER.MAX_ITER", 6, *options)
+    # The schedule spans six iterations in both; the first run is cut after three.
+    checkpoint = ("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 3)
+    run(tmp_path / "cut", "quick/shapes_crbp.yaml", *checkpoint, *options)
+    for name in ("model_final.pth", "model_0000005.pth"):
+        (tmp_path / "cut" / name).unlink()
+    (tmp_path / "cut" / "last_checkpoint").write_text("model_0000002.pth")
+    run(
+        tmp_path / "cut",
+        "quick/shapes_crbp.yaml",
+        "SOLVER.MAX_ITER",
+        6,
+        *options,
+        flags=("--resume",),
+    )
+    whole, resumed = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=False)["model"]
+        for name in ("whole", "cut")
+    )
+    for key, value in whole.items():
+        assert torch.allclose(value, resumed[key], rtol=1e-5, atol=1e-7), key
+
+
+def test_mixed_precision_needs_a_gpu(load_config, shapes):
+    cfg = load_config("quick/shapes_crbp.yaml", "SOLVER.AMP.ENABLED", True)
+    with pytest.raises(ValueError, match=r"SOLVER\.AMP\.ENABLED"):
+        Trainer(cfg)
+
+
+def test_an_unknown_optimizer_lists_the_choices(load_config):
+    cfg = load_config("quick/shapes_crbp.yaml", "CRBP.OPTIMIZER", "lion")
+    with pytest.raises(ValueError, match="adam, adamw, sgd"):
+        Trainer.build_optimizer(cfg, torch.nn.Linear(2, 2))
+
+
+def test_a_feed_forward_checkpoint_fills_all_but_the_mask_trunk(load_config, tmp_path, caplog):
+    feedforward = build_model(load_config("quick/shapes_feedforward.yaml"))
+    path = tmp_path / "baseline.pth"
+    torch.save({"model": feedforward.state_dict()}, path)
+    recurrent = build_model(load_config("quick/shapes_crbp.yaml", "CRBP.CHANNELS", 64))
+    trunk = ("roi_heads.mask_head.recurrence.", "roi_heads.mask_head.output_norm.")
+    with caplog.at_level(logging.INFO):
+        DetectionCheckpointer(recurrent).load(str(path))
+    loaded = recurrent.state_dict()
+    for key, value in feedforward.state_dict().items():
+        if ".mask_fcn" not in key:
+            assert torch.equal(loaded[key], value), key
+    missing = set(loaded) - set(feedforward.state_dict())
+    assert missing and all(key.startswith(trunk) for key in missing)
+    # The log names what found no weights, and what found no place.
+    assert "mask_head.recurrence.cell" in caplog.text and "mask_fcn1" in caplog.text
+
+
+def _gradients(cfg, batch, rank: int, world: int) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    share = batch if world == 1 else batch[rank : rank + 1]
+    runner = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    with EventStorage():
+        losses = runner(share)
+    sum(losses.values()).backward()
+    return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.requires_grad])
+
+
+def test_two_processes_of_one_image_average_to_one_of_two_images(load_config, shapes):
+    # Equal numbers of regions per image, as means over regions are taken in each process: all
+    # proposals are used, none but the true boxes are foreground, and both images have as many.
+    cfg = load_config(
+        "quick/shapes_crbp.yaml",
+        *["MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN"],
+        *["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4096, "MODEL.RPN.NMS_THRESH", 1.0],
+        *["MODEL.RPN.POST_NMS_TOPK_TRAIN", 8, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 4096],
+        *["MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0, "MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.999]],
+        *["INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.RANDOM_FLIP", "none"],
+        *["CRBP.STEPS", 6, "CRBP.LCP_REDUCTION", "mean", "CRBP.LCP_BOUND", 0.0],
+        *["CRBP.LCP_WEIGHT", 1.0],
+    )
+    set_num_classes(cfg, NAME)
+    items = list(map(DatasetMapper(cfg, is_train=True), DatasetCatalog.get(NAME)))
+    whole = [item for item in items if not (item["sem_seg"] == 255).any()]
+    pairs = (
+        [a, b]
+        for i, a in enumerate(whole)
+        for b in whole[i + 1 :]
+        if len(a["instances"]) == len(b["instances"])
+    )
+    batch = next(pairs)
+    alone = _gradients(cfg, batch, 0, 1)
+    for found in run_processes(functools.partial(_gradients, cfg, batch), 2):
+        assert float((found - alone).norm() / alone.norm()) < 1e-5
+
+
+def test_two_cpu_processes_train(tmp_path):
+    command = [
+        sys.executable, ROOT / "tools" / "train_net.py", "--num-gpus", "2", "--dist-url", "auto",
+        "--config-file", CONFIGS / "quick" / "shapes_crbp.yaml",
+        "OUTPUT_DIR", tmp_path / "run",
+        *SMALL, "SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()",
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "World size: 2" in done.stdout
+    assert logged(tmp_path / "run")[2]["loss_mask"] > 0
+
+
+@needs_coco
+def test_real_images_train_and_losses_fall(load_config, monkeypatch, tmp_path):
+    command = [
+        sys.executable, ROOT / "tools" / "train_net.py",
+        "--config-file", CONFIGS / "quick" / "coco_crbp.yaml",
+        "OUTPUT_DIR", tmp_path / "run",
+        "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
+        "INPUT.MAX_SIZE_TRAIN", "160", "INPUT.MAX_SIZE_TEST", "160",
+        "SOLVER.MAX_ITER", "40", "SOLVER.IMS_PER_BATCH", "2", "CRBP.STEPS", "4",
+        "CRBP.PICTURES", "1",
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(SHARED),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = logged(tmp_path / "run")
+    assert lines[39]["total_loss"] < 0.9 * lines[19]["total_loss"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert 0 <= results["panoptic_seg"]["PQ"] <= 100
+    assert "NUM_CLASSES: 80" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_the_full_size_model_takes_two_training_steps(load_config, shapes):
+    cfg = load_config(
+        "R101_FPN_crbp_3x.yaml",
+        *["DATASETS.TRAIN", (NAME,), "INPUT.MIN_SIZE_TRAIN", (64,), "SOLVER.IMS_PER_BATCH", 1],
+        *["DATALOADER.NUM_WORKERS", 0, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16],
+        *["INPUT.MASK_FORMAT", "bitmask"],
+    )
+    set_num_classes(cfg, NAME)
+    trainer = Trainer(cfg)
+    before = trainer.model.roi_heads.mask_head.recurrence.cell.alpha.detach().clone()
+    trainer.max_iter = 2
+    trainer.train()
+    after = trainer.model.roi_heads.mask_head.recurrence.cell.alpha
+    assert torch.isfinite(after).all() and not torch.equal(before, after)

@@ -1,0 +1,275 @@
+"""Setting up: what pip is asked for, when it is not asked at all, and what is said of failures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from .checkout import Checkout
+
+ALIAS = "detectron2-from-labgym"
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+@pytest.fixture
+def complete(checkout: Checkout) -> Checkout:
+    """An environment that lacks nothing, set up by the script."""
+    checkout.add(*checkout.ask("*install.MODULES, 'detectron2', 'LabGym'").split())
+    checkout.add_distribution(ALIAS, "0.1.0")
+    done = checkout.install()
+    assert done.returncode == 0, done.stderr
+    assert "Set up." in done.stdout
+    assert checkout.pip_calls()
+    checkout.forget_pip_calls()
+    return checkout
+
+
+@needs_make
+def test_a_second_make_install_says_and_does_nothing(complete: Checkout):
+    assert complete.ask("install.is_set_up()") == "True"
+    done = complete.run("make", "install", f"PYTHON={complete.interpreter}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert complete.pip_calls() == []
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["constraints.txt", "setup.py", "pyproject.toml", "detectron2_alias/detectron2/__init__.py"],
+)
+def test_a_changed_file_makes_the_set_up_outdated(complete: Checkout, file: str):
+    before = complete.ask("install.fingerprint()")
+    assert complete.ask("install.fingerprint()") == before
+    with (complete.folder / file).open("a") as changed:
+        changed.write("# changed\n")
+    assert complete.ask("install.fingerprint()") != before
+    assert complete.install().returncode == 0
+    assert complete.pip_calls()
+    complete.forget_pip_calls()
+    assert complete.install().returncode == 0
+    assert complete.pip_calls() == []
+
+
+@pytest.mark.parametrize("module", ["torch", "panopticapi", "ruff", "LabGym", "detectron2"])
+def test_a_removed_package_is_brought_back(complete: Checkout, module: str):
+    complete.remove(module)
+    assert complete.ask("install.is_set_up()") == "False"
+    # A folder with its name on the path is not the package.
+    (complete.site / module).mkdir()
+    assert complete.ask("install.is_set_up()") == "False"
+
+
+def test_the_package_of_another_checkout_is_not_ours(complete: Checkout):
+    (complete.site / "crbp_d2.py").touch()
+    assert complete.ask("install.is_set_up()") == "False"
+
+
+def test_somebody_elses_environment_keeps_its_versions(checkout: Checkout):
+    checkout.add("pkg_resources")
+    for name, version in (("Torch", "2.3.0+cu118"), ("numpy", "1.24.0"), ("PyYAML", "6.0")):
+        checkout.add_distribution(name, version)
+    checkout.add_distribution("typing_extensions", "4.9.0")
+    checkout.add_distribution("setuptools", "69.0.0")
+    checkout.add_distribution("unheard-of", "7")
+    checkout.add_distribution("crbp_d2", "0.0.1")
+    checkout.add_distribution(ALIAS, "0.0.1")
+    lines = checkout.ask("install.additive_constraints()").splitlines()
+    kept = ["numpy==1.24.0", "pyyaml==6.0", "setuptools==69.0.0", "torch==2.3.0+cu118"]
+    kept += ["typing-extensions==4.9.0", "unheard-of==7"]
+    assert lines[: len(kept)] == kept
+    replaced = {"numpy", "pyyaml", "setuptools", "torch", "typing-extensions"}
+    assert lines[len(kept) :] == [
+        line
+        for line in (checkout.folder / "constraints.txt").read_text().splitlines()
+        if line[:1] not in ("", "#") and line.partition("==")[0] not in {*replaced, "torchvision"}
+    ]
+
+
+def test_the_first_of_two_distributions_of_a_name_counts(checkout: Checkout):
+    checkout.add_distribution("tqdm", "4.0")
+    second = checkout.folder / "tqdm-3.0.dist-info"
+    second.mkdir()
+    (second / "METADATA").write_text("Name: tqdm\nVersion: 3.0\n")
+    assert "tqdm==4.0" in checkout.ask("install.additive_constraints()").splitlines()
+
+
+def test_without_torch_torchvision_is_the_pinned_one(checkout: Checkout):
+    pins = checkout.ask("install.additive_constraints()").splitlines()
+    assert {line.partition("==")[0] for line in pins} >= {"torch", "torchvision"}
+    assert all(line in (checkout.folder / "constraints.txt").read_text() for line in pins)
+
+
+def test_setuptools_without_pkg_resources_is_replaced_by_the_pinned_one(checkout: Checkout):
+    checkout.add_distribution("setuptools", "90.0.0")
+    pins = checkout.ask("install.additive_constraints()").splitlines()
+    (pin,) = [line for line in pins if line.startswith("setuptools==")]
+    assert pin in (checkout.folder / "constraints.txt").read_text().splitlines()
+
+
+def test_an_empty_environment_of_our_own_gets_everything_as_pinned(checkout: Checkout):
+    assert checkout.install("--own").returncode == 0
+    tools, main, bare = checkout.pip_calls()
+    pinned = (checkout.folder / "constraints.txt").read_text()
+    assert [call["constraints"] for call in (tools, main, bare)] == [pinned] * 3
+    assert tools["arguments"][-2:] == ["setuptools", "wheel"]
+    wanted = main["arguments"][main["arguments"].index("-c") + 2 :]
+    assert wanted[:4] == ["--no-build-isolation", "-e", ".[dev,viz,deq]", "torchvision"]
+    assert Path(wanted[4]).name == "detectron2_alias"
+    assert wanted[5:] == ["opencv-python-headless"]
+    assert bare["arguments"][-4:] == [
+        *("--no-deps", "--ignore-requires-python", "panopticapi-lite", "LabGym"),
+    ]
+    assert not (checkout.folder / "detectron2_alias" / "build").exists()
+
+
+def test_what_is_there_is_not_asked_for(checkout: Checkout):
+    checkout.add("torch", "detectron2", "cv2", "panopticapi")
+    checkout.add_distribution("torch", "2.3.0")
+    assert checkout.install().returncode == 0
+    (call,) = checkout.pip_calls()
+    assert call["arguments"][-3:] == ["-e", ".[dev,viz,deq]", "torchvision"]
+    assert "torch==2.3.0" in call["constraints"].splitlines()
+    assert "torchvision==" not in call["constraints"]
+
+
+def test_a_failing_pip_is_named_with_the_cure_and_nothing_counts_as_done(checkout: Checkout):
+    (checkout.pip / "fails").touch()
+    done = checkout.install()
+    assert done.returncode == 1
+    assert "no connection" in done.stderr
+    assert f"Set-up failed: `{sys.executable} -m pip install" in done.stderr
+    assert "--no-deps --ignore-requires-python panopticapi-lite LabGym` ended with 1" in done.stderr
+    assert "HTTPS_PROXY" in done.stderr
+    assert "run `make install` again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Set up." not in done.stdout
+    assert checkout.stamps() == []
+
+
+def test_a_python_without_pip_is_told_how_to_get_it(checkout: Checkout):
+    (checkout.pip / "works").unlink()
+    done = checkout.install()
+    assert done.returncode == 1
+    assert f"there is no pip in {sys.executable}; run `{sys.executable} -m ensurepip`" in done.stderr
+    assert checkout.stamps() == []
+
+
+def test_a_broken_environment_is_made_anew_and_the_next_call_goes_on(checkout: Checkout):
+    folder = checkout.folder / ".venv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "pyvenv.cfg").touch()
+    (folder / "bin" / "python").symlink_to("/no/such/python")
+    (folder / "rest").touch()
+    # The real pip of the new environment, which is not allowed to look anywhere.
+    command = (sys.executable, "scripts/install.py", "--venv", ".venv")
+    offline = {"PIP_NO_INDEX": "1", "PYTHONPATH": "", "PIP_CONFIG_FILE": os.devnull}
+    done = checkout.run(*command, **offline)
+    assert done.stdout.startswith(f"Making {folder} with Python")
+    assert not (folder / "rest").exists()
+    subprocess.run([folder / "bin" / "python", "-c", "import pip"], check=True)
+    failed = f"Set-up failed: `{folder / 'bin' / 'python'} -m pip install"
+    assert failed in done.stderr
+    done = checkout.run(*command, **offline)
+    assert failed in done.stderr
+    assert "Making" not in done.stdout
+    assert done.returncode == 1
+    assert checkout.stamps() == []
+
+
+def test_a_python_that_cannot_make_environments_leaves_no_half_made_one(checkout: Checkout):
+    half_made = "import os, sys; os.makedirs(sys.argv[1]); sys.exit('ensurepip is not available')"
+    (checkout.site / "venv.py").write_text(half_made)
+    done = checkout.install("--venv", ".venv")
+    assert done.returncode == 1
+    assert f"{sys.executable} can't make a virtual environment:\nensurepip is not" in done.stderr
+    assert "apt install python3-venv" in done.stderr
+    assert "make install BASE_PYTHON=" in done.stderr
+    assert not (checkout.folder / ".venv").exists()
+
+
+def test_a_folder_with_something_else_in_it_is_not_cleared(checkout: Checkout):
+    done = checkout.install("--venv", "scripts")
+    assert done.returncode == 1
+    assert "scripts is no virtual environment" in done.stderr
+    assert (checkout.folder / "scripts" / "install.py").exists()
+
+
+@needs_make
+def test_make_help_names_every_target(checkout: Checkout):
+    makefile = (checkout.folder / "Makefile").read_text()
+    (phony,) = [line for line in makefile.splitlines() if line.startswith(".PHONY:")]
+    for command in (("make",), ("make", "help")):
+        done = checkout.run(*command)
+        assert done.returncode == 0
+        named = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("make ")}
+        assert named == set(phony.split()[1:]) - {"help"}
+    assert checkout.pip_calls() == []
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "there is no"),
+        ('test "$1" != -V && exit 1; echo Python 3.8.1', "is Python 3.8.1, but 3.10 or later"),
+    ],
+)
+def test_make_says_which_python_it_needs(checkout: Checkout, script: str | None, message: str):
+    python = checkout.folder / "old python"
+    if script:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    done = checkout.run("make", "install", f"BASE_PYTHON={python}")
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "make install BASE_PYTHON=" in done.stderr
+
+
+def requirements(folder: Path) -> tuple[str, list[Requirement]]:
+    """Version and requirements, extras included, that building the package in `folder` declares."""
+    code = "import os, setuptools; os.path.exists('setup.py') or setuptools.setup(); import setup"
+    subprocess.run([sys.executable, "-c", code, "-q", "egg_info"], cwd=folder, check=True)
+    (information,) = folder.glob("*.egg-info")
+    lines = (information / "PKG-INFO").read_text().splitlines()
+    (version,) = [line.split()[1] for line in lines if line.startswith("Version:")]
+    texts = [line.partition(":")[2] for line in lines if line.startswith("Requires-Dist:")]
+    return version, [Requirement(text) for text in texts]
+
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+
+
+@pytest.mark.parametrize("package", [".", "detectron2_alias"])
+def test_pinned_versions_lie_in_the_declared_ranges(checkout: Checkout, package: str):
+    pins = [
+        Requirement(line)
+        for line in (checkout.folder / "constraints.txt").read_text().splitlines()
+        if line[:1] not in ("", "#")
+    ]
+    version, declared = requirements(checkout.folder / package)
+    assert len(declared) > 10
+    if package == ".":
+        content = (checkout.folder / "crbp_d2" / "__init__.py").read_text()
+        assert f'__version__ = "{version}"' in content
+    for requirement in declared:
+        for python in PYTHONS:
+            pinned = [
+                pin
+                for pin in pins
+                if pin.name == requirement.name
+                and (pin.marker is None or pin.marker.evaluate({"python_version": python}))
+            ]
+            assert len(pinned) == 1, (requirement, python)
+            (exact,) = pinned[0].specifier
+            assert exact.operator == "=="
+            assert requirement.specifier.contains(exact.version), (requirement, exact)
