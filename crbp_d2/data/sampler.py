@@ -172,6 +172,8 @@ def build_resumable_train_loader(
         start=start_iteration * total_batch_size,
         stamp_epochs=True,
     )
+    # A generator of its own, as starting the loader would else draw from the model's.
+    loader_options.setdefault("generator", torch.Generator().manual_seed(seed))
     loader: DataLoader[Any] = build_batch_data_loader(
         seeded, sampler, total_batch_size, num_workers=num_workers, **loader_options
     )

@@ -46,7 +46,7 @@ def test_trainable_parameters_are_the_published_numbers(name, parameters, load_c
     [
         ("NORM", "SyncBN", r"CRBP\.NORM.*'BN', 'GN', 'IN'"),
         ("STEPS", 0, r"CRBP\.STEPS.*at least 1"),
-        ("TEST_STEPS", -1, r"CRBP\.STEPS.*at least 1"),
+        ("TEST_STEPS", -1, r"CRBP\.TEST_STEPS.*at least 1"),
         ("LCP_BOUND", 1.0, r"CRBP\.LCP_BOUND.*\[0, 1\)"),
         ("LCP_REDUCTION", "max", r"CRBP\.LCP_REDUCTION.*mean, sum"),
         ("ALGORITHM", "backprop", r"CRBP\.ALGORITHM.*bptt.*crbp"),

@@ -15,6 +15,7 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 
+from crbp_d2.config import add_crbp_config
 from crbp_d2.data.pathfinder import (
     TINY,
     PathfinderImages,
@@ -32,6 +33,7 @@ def _batches(loader, count: int) -> list:
 
 def _config(**changes):
     cfg = get_cfg()
+    add_crbp_config(cfg)
     cfg.DATASETS.TRAIN = ("pathfinder_tiny_train",)
     cfg.DATASETS.TEST = ("pathfinder_tiny_val",)
     cfg.SOLVER.IMS_PER_BATCH = 4
@@ -126,6 +128,9 @@ def test_flips_follow_the_config():
     assert PathfinderMapper(_config(), is_train=True).flip
     assert not PathfinderMapper(_config(flip="none"), is_train=True).flip
     assert PathfinderMapper(_config(), is_train=True, transpose=True).transpose
+    cfg = _config()
+    cfg.CRBP.TRANSPOSE = True
+    assert PathfinderMapper(cfg, is_train=True).transpose
 
 
 def test_resumed_training_sees_the_images_and_flips_of_an_uninterrupted_one():

@@ -90,7 +90,9 @@ class Checkout:
 
     def pip_calls(self) -> list[dict]:
         calls = self.pip / "calls"
-        return [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+        return (
+            [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+        )
 
     def forget_pip_calls(self) -> None:
         (self.pip / "calls").unlink(missing_ok=True)

@@ -194,7 +194,9 @@ def test_an_error_inside_labgym_is_not_taken_for_its_absence(tmp_path: Path):
     package = tmp_path / "LabGym"
     package.mkdir()
     (package / "__init__.py").write_text("import no_such_requirement")
-    done = python("-c", "import detectron2", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ALIAS)]))
+    done = python(
+        "-c", "import detectron2", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ALIAS)])
+    )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last == "ModuleNotFoundError: No module named 'no_such_requirement'"

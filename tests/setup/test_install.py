@@ -160,7 +160,9 @@ def test_a_python_without_pip_is_told_how_to_get_it(checkout: Checkout):
     (checkout.pip / "works").unlink()
     done = checkout.install()
     assert done.returncode == 1
-    assert f"there is no pip in {sys.executable}; run `{sys.executable} -m ensurepip`" in done.stderr
+    assert (
+        f"there is no pip in {sys.executable}; run `{sys.executable} -m ensurepip`" in done.stderr
+    )
     assert checkout.stamps() == []
 
 
