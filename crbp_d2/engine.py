@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import weakref
@@ -41,6 +40,7 @@ from crbp_d2.data import (
     set_num_classes,
 )
 from crbp_d2.data.sampler import is_resumable, seek
+from crbp_d2.data.storage import write_json
 from crbp_d2.evaluation import build_evaluator
 from crbp_d2.evaluation.pictures import write_pictures
 
@@ -244,7 +244,7 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
         model = trainer.model
     if comm.is_main_process():
         output = Path(cfg.OUTPUT_DIR)
-        write_results(results, output / "results.json")
+        write_json(output / "results.json", results)
         if cfg.CRBP.PICTURES and cfg.DATASETS.TEST:
             bare = getattr(model, "module", model)
             write_pictures(cfg, bare, cfg.DATASETS.TEST[0], output / "predictions")
@@ -252,10 +252,3 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
             verify_results(cfg, results)
         logger.info("Results, checkpoints and pictures are in %s", output.resolve())
     return results
-
-
-def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Write evaluation results as JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=2, default=float) + "\n")
-    temporary.replace(path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -149,6 +150,24 @@ class Recurrence(nn.Module):
         # state dict.
         object.__setattr__(self, "_unrecorded_cell", torch.compile(cell) if compile_steps else cell)
         self._checked = False
+        self._observation: tuple[Observer, int | None] | None = None
+
+    @contextmanager
+    def observing(self, observe: Observer, *, steps: int | None = None) -> Iterator[None]:
+        """Within the block every run passes its states to `observe`, and takes `steps` if given.
+
+        For a recurrence inside a model whose own interface has no place for it.
+
+        Raises:
+            ConfigurationError: fewer than one step.
+        """
+        if steps is not None:
+            require_step(steps)
+        previous, self._observation = self._observation, (observe, steps)
+        try:
+            yield
+        finally:
+            self._observation = previous
 
     def forward(
         self,
@@ -182,6 +201,9 @@ class Recurrence(nn.Module):
         recorded = torch.is_grad_enabled() and self._requires_gradients(drive, start)
         if recorded:
             refuse_inference_tensors((*_tensors(drive), *start))
+        if self._observation is not None and observe is None:
+            observe, observed_steps = self._observation
+            steps = observed_steps if steps is None else steps
         steps = (self.steps if self.training else self.test_steps) if steps is None else steps
         require_step(steps)
         tolerance = self.tolerance if self.training else self.test_tolerance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import portalocker
 
@@ -42,6 +44,13 @@ def writable_or_cached(preferred: Path, name: str) -> Path:
     fallback = user_cache() / name
     logger.info("%s is read-only: using %s", preferred.parent, fallback)
     return fallback
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all; numbers of other libraries become floats."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""A copy of what sets up this checkout, and an environment that a test may fill and empty.
+"""A copy of what sets up this checkout, and a throw-away environment to set up.
 
-scripts/install.py asks the environment of the interpreter that runs it. Here that is Python without
-its site-packages (the option -S) and with one folder of empty modules instead; pip is a program in
-that folder that notes what it is told. So nothing real can be installed or downloaded.
+The environment is a virtual one without pip, filled with empty modules. In the place of pip is a
+program that notes what it is told. The interpreter that runs the tests is never asked to install:
+a mistake here must not change the environment of whoever runs them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,12 +21,10 @@ COPIED = (
     "detectron2_alias/detectron2/__init__.py",
 )
 
-# Fails, if it shall, at its last call alone: then most of the work is done and must not count.
+# Fails, if it shall, at the last call alone: then most of the work is done, and must not count.
 PIP = """
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
-if not (here / "works").exists():
-    sys.exit("pip is broken")
 if sys.argv[1:] != ["--version"]:
     constraints = pathlib.Path(sys.argv[sys.argv.index("-c") + 1])
     call = {"arguments": sys.argv[1:], "constraints": constraints.read_text()}
@@ -39,7 +37,7 @@ if sys.argv[1:] != ["--version"]:
 
 
 class Checkout:
-    """The copy `folder` and the `site` that stands in for an environment, at first an empty one."""
+    """The copy `folder`, and `python` of an environment with `site` for its packages."""
 
     def __init__(self, folder: Path) -> None:
         # The Makefile promises to work below a folder with spaces in its name.
@@ -47,14 +45,14 @@ class Checkout:
         for file in COPIED:
             (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, self.folder / file)
-        self.site = folder / "site"
+        venv.create(folder / "environment", symlinks=True, with_pip=False)
+        self.python = str(folder / "environment" / "bin" / "python")
+        (self.site,) = (folder / "environment" / "lib").glob("python*/site-packages")
+        (self.site / "editable.pth").write_text(f"{self.folder}\n")
         self.pip = self.site / "pip"
-        self.pip.mkdir(parents=True)
+        self.pip.mkdir()
+        (self.pip / "__init__.py").touch()
         (self.pip / "__main__.py").write_text(PIP)
-        (self.pip / "works").touch()
-        self.interpreter = folder / "python"
-        self.interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-        self.interpreter.chmod(0o755)
 
     def add(self, *modules: str) -> None:
         for name in modules:
@@ -66,43 +64,43 @@ class Checkout:
     def add_distribution(self, name: str, version: str) -> None:
         add_distribution(self.site, name, version)
 
-    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command in the copy, with the environment that stands in."""
-        paths = os.pathsep.join([str(self.site), str(self.folder)])
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command in the copy."""
+        # Little is inherited. PYTHON and MAKEFLAGS, which `make test PYTHON=...` sets, would lead
+        # to the tests' own environment, and pip's settings to its index.
+        kept = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "LANG")
+        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        environment |= {"HOME": str(self.folder.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
         return subprocess.run(
-            command,
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", **environment},
-            capture_output=True,
-            text=True,
-            check=False,
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
 
     def install(self, *options: str) -> subprocess.CompletedProcess[str]:
-        return self.run(str(self.interpreter), "scripts/install.py", *options)
+        return self.run(self.python, "scripts/install.py", *options)
 
     def ask(self, expression: str) -> str:
         """What an expression gives, in which `install` is the script as a module."""
         code = f"import sys; sys.path.insert(0, 'scripts'); import install; print({expression})"
-        done = self.run(str(self.interpreter), "-c", code)
+        done = self.run(self.python, "-c", code)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def pip_calls(self) -> list[dict]:
+        """What pip has been told since this was last asked."""
         calls = self.pip / "calls"
-        return (
-            [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
-        )
-
-    def forget_pip_calls(self) -> None:
-        (self.pip / "calls").unlink(missing_ok=True)
+        if not calls.exists():
+            return []
+        lines = calls.read_text().splitlines()
+        calls.unlink()
+        return [json.loads(line) for line in lines]
 
     def stamps(self) -> list[Path]:
         return list((self.folder / ".install").glob("*"))
 
 
 def add_distribution(folder: Path, name: str, version: str) -> None:
-    """What pip leaves in a folder of the path about a package that it has installed."""
+    """What pip leaves, in a folder of the path, about a package that it has installed."""
     information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     information.mkdir(parents=True)
     text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"

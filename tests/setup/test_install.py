@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from .checkout import Checkout
+from .checkout import Checkout, add_distribution
 
 ALIAS = "detectron2-from-labgym"
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
@@ -31,14 +30,13 @@ def complete(checkout: Checkout) -> Checkout:
     assert done.returncode == 0, done.stderr
     assert "Set up." in done.stdout
     assert checkout.pip_calls()
-    checkout.forget_pip_calls()
     return checkout
 
 
 @needs_make
 def test_a_second_make_install_says_and_does_nothing(complete: Checkout):
     assert complete.ask("install.is_set_up()") == "True"
-    done = complete.run("make", "install", f"PYTHON={complete.interpreter}")
+    done = complete.run("make", "install", f"PYTHON={complete.python}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert complete.pip_calls() == []
 
@@ -55,7 +53,6 @@ def test_a_changed_file_makes_the_set_up_outdated(complete: Checkout, file: str)
     assert complete.ask("install.fingerprint()") != before
     assert complete.install().returncode == 0
     assert complete.pip_calls()
-    complete.forget_pip_calls()
     assert complete.install().returncode == 0
     assert complete.pip_calls() == []
 
@@ -97,10 +94,10 @@ def test_somebody_elses_environment_keeps_its_versions(checkout: Checkout):
 
 def test_the_first_of_two_distributions_of_a_name_counts(checkout: Checkout):
     checkout.add_distribution("tqdm", "4.0")
-    second = checkout.folder / "tqdm-3.0.dist-info"
-    second.mkdir()
-    (second / "METADATA").write_text("Name: tqdm\nVersion: 3.0\n")
-    assert "tqdm==4.0" in checkout.ask("install.additive_constraints()").splitlines()
+    # Later on the path, which begins with the script's folder.
+    add_distribution(checkout.folder, "tqdm", "3.0")
+    lines = checkout.ask("install.additive_constraints()").splitlines()
+    assert [line for line in lines if line.startswith("tqdm")] == ["tqdm==4.0"]
 
 
 def test_without_torch_torchvision_is_the_pinned_one(checkout: Checkout):
@@ -147,7 +144,7 @@ def test_a_failing_pip_is_named_with_the_cure_and_nothing_counts_as_done(checkou
     done = checkout.install()
     assert done.returncode == 1
     assert "no connection" in done.stderr
-    assert f"Set-up failed: `{sys.executable} -m pip install" in done.stderr
+    assert f"Set-up failed: `{checkout.python} -m pip install" in done.stderr
     assert "--no-deps --ignore-requires-python panopticapi-lite LabGym` ended with 1" in done.stderr
     assert "HTTPS_PROXY" in done.stderr
     assert "run `make install` again" in done.stderr
@@ -157,11 +154,11 @@ def test_a_failing_pip_is_named_with_the_cure_and_nothing_counts_as_done(checkou
 
 
 def test_a_python_without_pip_is_told_how_to_get_it(checkout: Checkout):
-    (checkout.pip / "works").unlink()
+    shutil.rmtree(checkout.pip)
     done = checkout.install()
     assert done.returncode == 1
     assert (
-        f"there is no pip in {sys.executable}; run `{sys.executable} -m ensurepip`" in done.stderr
+        f"there is no pip in {checkout.python}; run `{checkout.python} -m ensurepip`" in done.stderr
     )
     assert checkout.stamps() == []
 
@@ -172,28 +169,36 @@ def test_a_broken_environment_is_made_anew_and_the_next_call_goes_on(checkout: C
     (folder / "pyvenv.cfg").touch()
     (folder / "bin" / "python").symlink_to("/no/such/python")
     (folder / "rest").touch()
-    # The real pip of the new environment, which is not allowed to look anywhere.
-    command = (sys.executable, "scripts/install.py", "--venv", ".venv")
-    offline = {"PIP_NO_INDEX": "1", "PYTHONPATH": "", "PIP_CONFIG_FILE": os.devnull}
-    done = checkout.run(*command, **offline)
+    # The real pip of the new environment, which fails because it may not look anywhere.
+    done = checkout.install("--venv", ".venv")
     assert done.stdout.startswith(f"Making {folder} with Python")
     assert not (folder / "rest").exists()
     subprocess.run([folder / "bin" / "python", "-c", "import pip"], check=True)
     failed = f"Set-up failed: `{folder / 'bin' / 'python'} -m pip install"
     assert failed in done.stderr
-    done = checkout.run(*command, **offline)
+    done = checkout.install("--venv", ".venv")
     assert failed in done.stderr
     assert "Making" not in done.stdout
     assert done.returncode == 1
     assert checkout.stamps() == []
 
 
+UNABLE = """
+import os, sys
+if sys.orig_argv[1:3] == ["-m", "venv"]:
+    os.makedirs(sys.orig_argv[-1])
+    print("ensurepip is not available")
+    sys.exit(1)
+"""
+
+
 def test_a_python_that_cannot_make_environments_leaves_no_half_made_one(checkout: Checkout):
-    half_made = "import os, sys; os.makedirs(sys.argv[1]); sys.exit('ensurepip is not available')"
-    (checkout.site / "venv.py").write_text(half_made)
+    # As on Debian, where the environment is there when its pip turns out not to be.
+    (checkout.site / "startup.pth").write_text("import startup\n")
+    (checkout.site / "startup.py").write_text(UNABLE)
     done = checkout.install("--venv", ".venv")
     assert done.returncode == 1
-    assert f"{sys.executable} can't make a virtual environment:\nensurepip is not" in done.stderr
+    assert f"{checkout.python} can't make a virtual environment:\nensurepip is not" in done.stderr
     assert "apt install python3-venv" in done.stderr
     assert "make install BASE_PYTHON=" in done.stderr
     assert not (checkout.folder / ".venv").exists()
@@ -239,8 +244,9 @@ def test_make_says_which_python_it_needs(checkout: Checkout, script: str | None,
 
 def requirements(folder: Path) -> tuple[str, list[Requirement]]:
     """Version and requirements, extras included, that building the package in `folder` declares."""
-    code = "import os, setuptools; os.path.exists('setup.py') or setuptools.setup(); import setup"
-    subprocess.run([sys.executable, "-c", code, "-q", "egg_info"], cwd=folder, check=True)
+    has_script = (folder / "setup.py").exists()
+    script = ["setup.py"] if has_script else ["-c", "import setuptools; setuptools.setup()"]
+    subprocess.run([sys.executable, *script, "-q", "egg_info"], cwd=folder, check=True)
     (information,) = folder.glob("*.egg-info")
     lines = (information / "PKG-INFO").read_text().splitlines()
     (version,) = [line.split()[1] for line in lines if line.startswith("Version:")]

@@ -1,0 +1,186 @@
+"""The semantic-only contour models: stem, heads, loss, and training by every algorithm."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from fvcore.nn import sigmoid_focal_loss
+
+from crbp_d2.analysis.pathfinder_runs import CONTENDERS
+from crbp_d2.analysis.steps import evaluate_steps, find_recurrence, radius_after
+from crbp_d2.core import ConfigurationError
+from crbp_d2.data.pathfinder import PathfinderImages, PathfinderMapper
+from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
+from crbp_d2.modeling import GaborStem
+from crbp_d2.modeling.sem_seg_head import focal_loss
+from crbp_d2.modeling.stem import gabor_bank
+
+SMALLER = ("CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3)
+
+
+@pytest.fixture
+def build(load_config):
+    def make(*overrides: object, config: str = "quick/pathfinder_crbp.yaml"):
+        torch.manual_seed(0)
+        return build_model(load_config(config, *SMALLER, "CRBP.STEPS", 6, *overrides))
+
+    return make
+
+
+def records(count: int, seed: int = 1) -> list[dict]:
+    images = PathfinderImages("tiny", seed=seed, size=count)
+    return [PathfinderMapper(is_train=False)(record) for record in images]
+
+
+def step(model, batch) -> dict[str, torch.Tensor]:
+    with EventStorage():
+        losses = model.train()(batch)
+    sum(losses.values()).backward()
+    return losses
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_focal_loss_equals_the_sigmoid_form_for_two_classes(gamma):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 5, 5)
+    targets = torch.randint(2, (2, 5, 5))
+    expected = sigmoid_focal_loss(
+        logits[:, 1] - logits[:, 0], targets.float(), alpha=-1, gamma=gamma, reduction="mean"
+    )
+    found = focal_loss(logits, targets, gamma=gamma, ignore_value=255)
+    assert torch.allclose(found, expected, rtol=1e-5)
+
+
+def test_focal_loss_leaves_out_unlabelled_pixels():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(1, 2, 4, 4), torch.randint(2, (1, 4, 4))
+    upper = focal_loss(logits[:, :, :2], targets[:, :2], gamma=2.0, ignore_value=255)
+    targets[:, 2:] = 255
+    assert torch.allclose(focal_loss(logits, targets, gamma=2.0, ignore_value=255), upper)
+    assert focal_loss(logits, torch.full_like(targets, 255), gamma=2.0, ignore_value=255) == 0
+
+
+def test_the_stem_starts_as_gabor_filters_and_squares():
+    bank = gabor_bank(12, 7)
+    assert bank.shape == (12, 1, 7, 7)
+    assert torch.allclose(bank.flatten(1).norm(dim=1), torch.ones(12))
+    assert torch.allclose(bank.mean(dim=(1, 2, 3)), torch.zeros(12), atol=1e-6)
+    overlaps = (bank.flatten(1) @ bank.flatten(1).T).fill_diagonal_(0).abs()
+    assert overlaps.max() < 0.9
+    stem = GaborStem(in_channels=1, channels=12)
+    # A vertical bar excites the filters of that orientation most.
+    bar = torch.zeros(1, 1, 15, 15)
+    bar[..., 6:9] = 1
+    response = stem(bar)["stem"][0, :, 7, 7]
+    assert (response >= 0).all() and response.argmax() == 0
+    assert all(p.requires_grad for p in stem.parameters())
+
+
+@pytest.mark.parametrize("label", CONTENDERS)
+def test_quick_configs_step_with_every_algorithm(label, load_config):
+    config, overrides = CONTENDERS[label]
+    torch.manual_seed(0)
+    model = build_model(load_config(config, *SMALLER, *overrides))
+    losses = step(model, records(2))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not missing
+    expected = {"loss_sem_seg"}
+    expected |= {"loss_lcp"} if label in ("crbp", "bptt+lcp") else set()
+    expected |= {"loss_spectral", "loss_early"} if label == "contracting" else set()
+    assert set(losses) == expected
+
+
+def test_conv_lstm_reads_out_its_hidden_state(build):
+    model = build("CRBP.CELL", "conv_lstm")
+    assert {"loss_sem_seg", "loss_lcp"} == set(step(model, records(2)))
+    outputs = model.eval()(records(2))
+    assert outputs[0]["sem_seg"].shape == (2, 40, 40)
+
+
+def test_before_training_contours_have_their_prior(build):
+    model = build("CRBP.CONTOUR_PRIOR", 0.01).eval()
+    with torch.no_grad():
+        probability = model(records(1))[0]["sem_seg"].softmax(dim=0)[1]
+    assert 0.005 < float(probability.median()) < 0.02
+
+
+@pytest.mark.parametrize("norm", ["IN", "BN", "GN"])
+@pytest.mark.parametrize("config", ["quick/pathfinder_crbp.yaml", "quick/pathfinder_bptt.yaml"])
+def test_predictions_do_not_depend_on_the_batch(norm, config, build):
+    model = build("CRBP.NORM", norm, config=config)
+    step(model, records(4))
+    model.eval()
+    batch = records(4, seed=2)
+    with torch.no_grad():
+        together = [output["sem_seg"] for output in model(batch)]
+        alone = [model([record])[0]["sem_seg"] for record in batch]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_impossible_values_are_refused_by_their_key(build):
+    for key, value, message in (
+        ("CELL", "gru", "CRBP.CELL.*conv_lstm, hgru, mask_hgru"),
+        ("STEM_KERNEL_SIZE", 4, "CRBP.STEM_KERNEL_SIZE.*odd"),
+        ("CONTOUR_PRIOR", 0.0, "CRBP.CONTOUR_PRIOR"),
+        ("EARLY_FROM", 1.5, r"CRBP.EARLY_FROM.*\[0, 1\)"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            build("CRBP.EARLY_LOSS_WEIGHT", 1.0, f"CRBP.{key}", value)
+    with pytest.raises(ConfigurationError, match="CRBP.FEEDFORWARD_LAYERS"):
+        build("CRBP.FEEDFORWARD_LAYERS", 0, config="quick/pathfinder_feedforward.yaml")
+
+
+def test_scores_at_every_step_equal_runs_of_that_length(build):
+    model = build().eval()
+    batch = records(3, seed=2)
+    found = evaluate_steps(model, [batch[:2], batch[2:]], [6, 1, 3])
+    assert [one.step for one in found] == [1, 3, 6]
+    recurrence = find_recurrence(model)
+    for one in found:
+        recurrence.test_steps = one.step
+        evaluator = PathfinderEvaluator(distributed=False)
+        with torch.no_grad():
+            evaluator.process(batch, model(batch))
+        scores = evaluator.evaluate()["pathfinder"]
+        assert {key: scores[key] for key in one.scores} == one.scores
+    assert found[0].change == pytest.approx(1)  # from a start at zero
+
+
+def test_steps_and_models_that_cannot_be_evaluated_are_refused(build):
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluate_steps(build().eval(), [records(1)], [0, 3])
+    with pytest.raises(ValueError, match="no image"):
+        evaluate_steps(build().eval(), [], [3])
+    with pytest.raises(ValueError, match="0 recurrent circuits"):
+        find_recurrence(build(config="quick/pathfinder_feedforward.yaml"))
+
+
+def test_the_radius_of_a_model_is_that_of_its_circuit(build):
+    model = build("CRBP.CELL", "conv_lstm").eval()
+    cell = find_recurrence(model).cell
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.zero_()
+        # Without weights the memory decays by the forget gate alone: sigmoid(b).
+        cell.from_drive.bias[4:8] = 1.5
+    radius = radius_after(model, records(2), steps=3)
+    assert torch.allclose(radius, torch.full((2,), 1 / (1 + math.exp(-1.5))), rtol=1e-4)
+
+
+def test_a_short_training_beats_a_threshold(build):
+    model = build("CRBP.CHANNELS", 8, "CRBP.KERNEL_SIZE", 5, config="quick/pathfinder_bptt.yaml")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for start in range(25):
+        optimizer.zero_grad()
+        losses.append(float(step(model, records(4, seed=start + 10))["loss_sem_seg"].detach()))
+        optimizer.step()
+    (last,) = evaluate_steps(model.eval(), [records(16, seed=2)], [6])
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert last.scores["F1"] > 0.3
