@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,3 +132,46 @@ def radius_after(
 def _as_the_cell_has_it(recurrence: Recurrence, drive: Tensor, parts: Parts) -> State:
     initial = getattr(recurrence.cell, "initial_state", None)
     return from_parts(parts, drive if initial is None else initial(drive))
+
+
+def parse_steps(text: str, trained: int) -> list[int]:
+    """Steps from a list such as `1-30`, `N,2N,4N` or `6,12,N/2`, with `N` the trained number.
+
+    Raises:
+        ValueError: another form, or a step below 1.
+    """
+    steps: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        match = re.fullmatch(r"(\d*)N(?:/(\d+))?", part)
+        if match:
+            steps.add(int(match[1] or 1) * trained // int(match[2] or 1))
+        elif first.isdecimal() and (last.isdecimal() or part == first):
+            steps.update(range(int(first), int(last or first) + 1))
+        else:
+            raise ValueError(
+                f"--steps: {part!r} is no step; give numbers, ranges such as 1-30, and N, 2N or "
+                "N/2 for the trained number of steps, separated by commas"
+            )
+    if not steps or min(steps) < 1:
+        raise ValueError(f"--steps {text}: steps must be at least 1")
+    return sorted(steps)
+
+
+def write_csv(path: Path, found: Mapping[str, Sequence[StepScores]]) -> None:
+    """Write `data set,step,change,F1,...`, whole or not at all.
+
+    Args:
+        path: of the file; its folder is made.
+        found: name of a data set -> its scores.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        names = list(next(iter(found.values()))[0].scores)
+        writer.writerow(["data set", "step", "change", *names])
+        for name, entries in found.items():
+            for one in entries:
+                writer.writerow([name, one.step, one.change, *one.scores.values()])
+    part.replace(path)

@@ -75,7 +75,11 @@ def check_coco() -> Finding:
 def check_shapes() -> Finding:
     """Whether the embedded data set has been made."""
     shapes = load_prerequisite("shapes", "crbp_d2.data.shapes")
-    folder = shapes.shapes_root()
+    try:
+        folder = shapes.shapes_root()
+    except OSError as error:
+        cure = "set DETECTRON2_DATASETS to a folder that you may enter"
+        return Finding("shapes", Status.TROUBLE, f"no folder for it: {error}", cure)
     absent = [split for split in shapes.SPLITS if not os.path.isdir(folder / split)]
     if absent:
         return Finding("shapes", Status.OK, f"not made yet; its first use does that, in {folder}")

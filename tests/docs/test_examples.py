@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,3 +26,12 @@ def test_files_that_the_readme_links_to_exist():
     assert links
     missing = [link for link in links if not (ROOT / link).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.stem)
+def test_every_tool_explains_itself_with_an_example(tool):
+    done = subprocess.run(
+        [sys.executable, tool, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "example" in done.stdout and f"tools/{tool.name}" in done.stdout

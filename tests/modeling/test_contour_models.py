@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,13 +15,19 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn import sigmoid_focal_loss
 
 from crbp_d2.analysis.pathfinder_runs import CONTENDERS
-from crbp_d2.analysis.steps import evaluate_steps, find_recurrence, radius_after
+from crbp_d2.analysis.steps import (
+    evaluate_steps,
+    find_recurrence,
+    parse_steps,
+    radius_after,
+)
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.pathfinder import PathfinderImages, PathfinderMapper
 from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
 from crbp_d2.modeling import GaborStem
 from crbp_d2.modeling.sem_seg_head import focal_loss
 from crbp_d2.modeling.stem import gabor_bank
+from tests.modeling.conftest import CONFIGS
 
 SMALLER = ("CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3)
 
@@ -184,3 +194,42 @@ def test_a_short_training_beats_a_threshold(build):
     (last,) = evaluate_steps(model.eval(), [records(16, seed=2)], [6])
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert last.scores["F1"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("1-4", [1, 2, 3, 4]), ("N,2N,4N", [20, 40, 80]), ("N/2, 3,N", [3, 10, 20]), ("7", [7])],
+)
+def test_steps_are_numbers_ranges_and_multiples(text, steps):
+    assert parse_steps(text, 20) == steps
+
+
+@pytest.mark.parametrize("text", ["", "a", "0-3", "N/40", "-2", "1;2"])
+def test_other_steps_are_refused(text):
+    with pytest.raises(ValueError, match="--steps"):
+        parse_steps(text, 20)
+
+
+def test_one_command_evaluates_steps_and_data_sets(tmp_path, load_config):
+    overrides = (*SMALLER, "CRBP.STEPS", 2)
+    torch.save(
+        {"model": build_model(load_config("quick/pathfinder_crbp.yaml", *overrides)).state_dict()},
+        tmp_path / "model.pth",
+    )
+    command = [
+        sys.executable, CONFIGS.parent / "tools" / "eval_steps.py",
+        "--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml", "--steps", "N,2N",
+        *overrides, "MODEL.WEIGHTS", tmp_path / "model.pth", "OUTPUT_DIR", tmp_path,
+        "DATASETS.TEST", "('pathfinder_tiny_val', 'pathfinder_small_val')",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = list(csv.DictReader((tmp_path / "steps.csv").open()))
+    assert [(line["data set"], line["step"]) for line in lines] == [
+        (name, step) for name in ("pathfinder_tiny_val", "pathfinder_small_val") for step in "24"
+    ]
+    assert all(0 <= float(line["F1"]) <= 1 for line in lines)
+    wrong = [*map(str, command[:-2]), "DATASETS.TEST", "('shapes_val',)"]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    done = subprocess.run(wrong, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2 and "must name Pathfinder data, not shapes_val" in done.stderr

@@ -81,7 +81,7 @@ class Checkout:
 
     def ask(self, expression: str) -> str:
         """What an expression gives, in which `install` is the script as a module."""
-        code = f"import sys; sys.path.insert(0, 'scripts'); import install; print({expression})"
+        code = f"import sys; sys.path[0] = 'scripts'; import install; print({expression})"
         done = self.run(self.python, "-c", code)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
