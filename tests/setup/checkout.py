@@ -45,9 +45,10 @@ class Checkout:
         for file in COPIED:
             (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, self.folder / file)
-        venv.create(folder / "environment", symlinks=True, with_pip=False)
-        self.python = str(folder / "environment" / "bin" / "python")
-        (self.site,) = (folder / "environment" / "lib").glob("python*/site-packages")
+        environment = folder / "an environment"
+        venv.create(environment, symlinks=True, with_pip=False)
+        self.python = str(environment / "bin" / "python")
+        (self.site,) = (environment / "lib").glob("python*/site-packages")
         (self.site / "editable.pth").write_text(f"{self.folder}\n")
         self.pip = self.site / "pip"
         self.pip.mkdir()
