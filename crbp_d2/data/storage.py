@@ -39,8 +39,11 @@ def is_writable(folder: Path) -> bool:
 
 def writable_or_cached(preferred: Path, name: str) -> Path:
     """`preferred` if it exists or can be made, else the folder `name` in the user's cache."""
-    if preferred.exists() or is_writable(preferred):
-        return preferred
+    try:
+        if preferred.exists() or is_writable(preferred):
+            return preferred
+    except PermissionError:  # a folder above it may not be entered
+        pass
     fallback = user_cache() / name
     logger.info("%s is read-only: using %s", preferred.parent, fallback)
     return fallback
