@@ -28,10 +28,12 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import build_optimizer, get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 import crbp_d2.modeling  # noqa: F401  registers heads and backbone
 from crbp_d2.config import add_crbp_config
+from crbp_d2.core import ConfigurationError
 from crbp_d2.data import (
     build_test_loader,
     build_train_loader,
@@ -193,9 +195,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The frozen config.
 
     Raises:
+        ConfigurationError: there is no such config file.
         DatasetError: a data set can't be used.
         KeyError: a data set is not registered, or the config has an unknown key.
     """
+    if not PathManager.isfile(args.config_file):
+        raise ConfigurationError(
+            f"--config-file {args.config_file or '(none given)'}: no such file; name one, as "
+            "configs/quick/shapes_crbp.yaml"
+        )
     cfg = get_cfg()
     add_crbp_config(cfg)
     cfg.merge_from_file(args.config_file)
@@ -204,6 +212,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("no GPU is available: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
+    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
         # Processes that all take all cores are several times slower than ones that share them.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     if cfg.CRBP.DATASETS_FILE:

@@ -118,6 +118,40 @@ def test_a_run_goes_on_exactly_where_it_was_interrupted(shapes, tmp_path):
     assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config-file", "absent.yaml"), "--config-file absent.yaml: no such file"),
+        ((), "--config-file (none given): no such file"),
+        (
+            (
+                *("--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml"),
+                *("CRBP.STEPS", 0, "OUTPUT_DIR", "out"),
+            ),
+            "CRBP.STEPS: steps must be an integer of at least 1, got 0",
+        ),
+        (
+            (
+                *("--config-file", CONFIGS / "quick" / "coco_crbp.yaml"),
+                *("OUTPUT_DIR", "out"),
+            ),
+            "no such folder",
+        ),
+    ],
+)
+def test_a_mistake_ends_with_its_message_alone(arguments, message, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "train_net.py"), *map(str, arguments)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
 def test_mixed_precision_needs_a_gpu(load_config, shapes):
     cfg = load_config("quick/shapes_crbp.yaml", "SOLVER.AMP.ENABLED", True)
     with pytest.raises(ValueError, match=r"SOLVER\.AMP\.ENABLED"):
