@@ -250,7 +250,8 @@ def test_real_images_train_and_losses_fall(load_config, monkeypatch, tmp_path):
         "OUTPUT_DIR", tmp_path / "run",
         "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
         "INPUT.MAX_SIZE_TRAIN", "160", "INPUT.MAX_SIZE_TEST", "160",
-        "SOLVER.MAX_ITER", "40", "SOLVER.IMS_PER_BATCH", "2", "CRBP.STEPS", "4",
+        "SOLVER.MAX_ITER", "40", "SOLVER.WARMUP_ITERS", "5", "SOLVER.IMS_PER_BATCH", "2",
+        "CRBP.STEPS", "4",
         "CRBP.PICTURES", "1",
     ]  # fmt: skip
     environment = {
