@@ -167,7 +167,8 @@ def gmres(*, tolerance: float, max_iterations: int, krylov_size: int) -> Adjoint
     float64 on the CPU; the vector-Jacobian products keep the precision and device of the model.
 
     Args:
-        tolerance: relative residual to reach.
+        tolerance: relative residual to reach; for a model in lower precision than float64 at least
+            1e-6, as its products allow no more.
         max_iterations: restarts to allow at most.
         krylov_size: vectors kept between restarts.
 
@@ -202,6 +203,7 @@ def gmres(*, tolerance: float, max_iterations: int, krylov_size: int) -> Adjoint
             v = torch.from_numpy(vector.copy())
             return (v - flatten(vjp(unflatten(v)))).numpy()
 
+        reachable = tolerance if g0[0].dtype == torch.float64 else max(tolerance, 1e-6)
         right = flatten(g0)
         if len(right) == 0 or not right.any():
             solution = right
@@ -210,7 +212,7 @@ def gmres(*, tolerance: float, max_iterations: int, krylov_size: int) -> Adjoint
             found, _ = scipy_gmres(
                 operator,
                 right.numpy(),
-                rtol=tolerance,
+                rtol=reachable,
                 atol=0.0,
                 restart=min(krylov_size, len(right)),
                 maxiter=max_iterations,

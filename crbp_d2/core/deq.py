@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from crbp_d2.core.adjoint import adjoint_residual, equilibrium_gradient
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import AdjointReport
-from crbp_d2.core.errors import ConfigurationError, choices
+from crbp_d2.core.errors import ConfigurationError, choices, refuse_tolerance
 from crbp_d2.core.state import Parts, VectorJacobianProduct, as_leaves, rows
 from crbp_d2.core.unrolled import Run, Unrolled
 
@@ -49,12 +50,20 @@ class DeepEquilibrium:
         if self.backward_iterations < 3:
             raise ConfigurationError("backward_iterations must be at least 3")
 
-    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
-        if run.steps < 4:
+    def check(self, steps: int, tolerance: float | None) -> None:
+        """At least 4 steps, torchdeq installed, and no tolerance but its own."""
+        if steps < 4:
             raise ConfigurationError(
-                f"deq needs at least 4 steps for its solver to work with, got {run.steps}"
+                f"deq needs at least 4 steps for its solver to work with, got {steps}",
+                option="steps",
             )
-        forward, backward = _solver(self.forward_solver), _solver(self.backward_solver)
+        refuse_tolerance("deq stops by its own forward_tolerance", tolerance)
+        _solver(self.forward_solver)
+
+    def advance(self, circuit: Circuit, start: Parts, run: Run) -> tuple[Parts, Tensor]:
+        """The solver's estimate of the equilibrium, and the evaluations that it took, `(N,)`."""
+        self.check(run.steps, run.tolerance)
+        forward = _solver(self.forward_solver)
         counted = 0
 
         def step(flat: Tensor) -> Tensor:
@@ -64,19 +73,30 @@ class DeepEquilibrium:
             run.seen(counted, following)
             return _flatten(following)
 
-        with torch.no_grad():
-            found, _, _ = forward(
-                step,
-                _flatten(start),
-                max_iter=run.steps - 1,
-                tol=self.forward_tolerance,
-                stop_mode="rel",
-            )
+        if len(start[0]):
+            with torch.no_grad():
+                found, _, _ = forward(
+                    step,
+                    _flatten(start),
+                    max_iter=run.steps - 1,
+                    tol=self.forward_tolerance,
+                    stop_mode="rel",
+                )
+            state = _unflatten(found, start)
+        else:
+            state = start
+        return state, torch.full((len(start[0]),), float(counted), device=start[0].device)
+
+    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
+        found, evaluations = self.advance(circuit, start, run)
+        backward = _solver(self.backward_solver)
 
         def solve_adjoint(
             vjp: VectorJacobianProduct, g0: Parts, scale: Tensor, report: AdjointReport
         ) -> Parts:
             first = _flatten(g0)
+            if not len(first):
+                return g0
             flat, _, statistics = backward(
                 lambda g: _flatten(vjp(_unflatten(g, g0))) + first,
                 torch.zeros_like(first),
@@ -89,12 +109,11 @@ class DeepEquilibrium:
             report.residual = adjoint_residual(vjp, g0, gradient)
             return gradient
 
-        before = as_leaves(_unflatten(found, start))
+        before = as_leaves(found)
         after = circuit(before)
-        run.seen(counted + 1, after)
+        run.seen(run.steps, after)
         state = equilibrium_gradient(after, before, solve_adjoint, run.report)
-        steps = torch.full((len(start[0]),), float(counted + 1), device=start[0].device)
-        return Unrolled(state, before, after, steps)
+        return Unrolled(state, before, after, evaluations + 1)
 
 
 def _solver(name: str) -> Callable[..., Any]:
@@ -112,6 +131,6 @@ def _flatten(parts: Parts) -> Tensor:
 
 
 def _unflatten(flat: Tensor, template: Parts) -> Parts:
-    sizes = [part[0].numel() if len(part) else part.numel() for part in template]
+    sizes = [math.prod(part.shape[1:]) for part in template]
     pieces = flat.split(sizes, dim=1)
     return tuple(piece.reshape(part.shape) for piece, part in zip(pieces, template, strict=True))

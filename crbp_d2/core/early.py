@@ -7,7 +7,9 @@ import math
 import torch
 
 from crbp_d2.core.circuit import Circuit
+from crbp_d2.core.deq import DeepEquilibrium
 from crbp_d2.core.errors import ConfigurationError
+from crbp_d2.core.estimators import Estimator
 from crbp_d2.core.forward import Observer
 from crbp_d2.core.state import Parts, as_leaves
 
@@ -21,17 +23,22 @@ class EarlyStep:
     Args:
         steps: `T` of the run, at least 2.
         begin: the step is drawn uniformly from those after `begin * T`, the last left out.
-        start: `h_0`.
     """
 
-    def __init__(self, steps: int, begin: float, start: Parts) -> None:
+    def __init__(self, steps: int, begin: float) -> None:
         first = min(math.floor(begin * steps) + 1, steps - 1)
         # On the CPU, as reading it from a GPU would wait for all that runs there.
         self.step = int(torch.randint(first, steps, ()))
-        self._before = start
+        self._before: Parts = ()
 
-    def watch(self, observe: Observer | None) -> Observer:
-        """An observer that keeps the state before the drawn step, and passes all on."""
+    def watch(self, start: Parts, observe: Observer | None) -> Observer:
+        """An observer that keeps the state before the drawn step, and passes all on.
+
+        Args:
+            start: `h_0` of the run to watch.
+            observe: where to pass states on to.
+        """
+        self._before = start
 
         def seen(step: int, parts: Parts) -> None:
             if step == self.step - 1:
@@ -46,7 +53,7 @@ class EarlyStep:
         return circuit(as_leaves(self._before))
 
 
-def require_early(begin: float | None, steps: int) -> None:
+def require_early(begin: float | None, steps: int, estimator: Estimator) -> None:
     """A fraction in [0, 1), and an earlier step to draw.
 
     Raises:
@@ -60,3 +67,9 @@ def require_early(begin: float | None, steps: int) -> None:
         )
     if steps < 2:
         raise ConfigurationError("early_from needs at least 2 steps", option="early_from")
+    if isinstance(estimator, DeepEquilibrium):
+        raise ConfigurationError(
+            "early_from does not go with deq: what its solver evaluates are no steps of the "
+            "circuit",
+            option="early_from",
+        )

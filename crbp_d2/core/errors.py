@@ -28,3 +28,16 @@ class NonFiniteError(FloatingPointError):
 def choices(names: Iterable[str]) -> str:
     """Names as a readable list for messages."""
     return ", ".join(sorted(names))
+
+
+def refuse_tolerance(reason: str, tolerance: float | None) -> None:
+    """Training with a tolerance is refused for a reason.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    if tolerance is not None:
+        raise ConfigurationError(
+            f"{reason}, so `tolerance` can't stop it early in training; set only `test_tolerance`",
+            option="tolerance",
+        )

@@ -33,9 +33,10 @@ from crbp_d2.core.adjoint import (
     gmres,
     neumann_series,
 )
+from crbp_d2.core.cells.parts import statistics_kept
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.deq import DeepEquilibrium
-from crbp_d2.core.errors import ConfigurationError, choices
+from crbp_d2.core.errors import ConfigurationError, choices, refuse_tolerance
 from crbp_d2.core.forward import relax
 from crbp_d2.core.state import Parts, as_leaves
 from crbp_d2.core.unrolled import Run, Unrolled
@@ -43,6 +44,19 @@ from crbp_d2.core.unrolled import Run, Unrolled
 
 class Estimator(Protocol):
     """One way to estimate the gradient."""
+
+    def check(self, steps: int, tolerance: float | None) -> None:
+        """Refuse a number of training steps, or a tolerance, that can't work.
+
+        Raises:
+            ConfigurationError: naming the option.
+        """
+        ...
+
+    def advance(self, circuit: Circuit, start: Parts, run: Run) -> tuple[Parts, Tensor]:
+        """All steps but the last without a graph, where nothing is learned: the state, and `(N,)`
+        the steps taken."""
+        ...
 
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
         """Run the circuit from `start`, recorded so that `backward()` gives this estimator's
@@ -54,8 +68,19 @@ class Estimator(Protocol):
         ...
 
 
+class PlainSteps:
+    """What estimators share that run the circuit's own steps forward."""
+
+    def check(self, steps: int, tolerance: float | None) -> None:
+        """Any number of steps will do, and any tolerance."""
+
+    def advance(self, circuit: Circuit, start: Parts, run: Run) -> tuple[Parts, Tensor]:
+        """See `Estimator.advance`."""
+        return relax(circuit, start, run.steps - 1, tolerance=run.tolerance, observe=run.observe)
+
+
 @dataclass(frozen=True)
-class BackPropagationThroughTime:
+class BackPropagationThroughTime(PlainSteps):
     """`bptt`: ordinary autograd through all steps, exact for the unrolled network.
 
     Attributes:
@@ -68,14 +93,18 @@ class BackPropagationThroughTime:
     every_step: bool = False
     checkpointed: bool = False
 
+    def check(self, steps: int, tolerance: float | None) -> None:
+        """No tolerance: all steps are differentiated."""
+        refuse_tolerance("bptt differentiates all its steps", tolerance)
+
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
-        _refuse_tolerance("bptt", run)
+        self.check(run.steps, run.tolerance)
         trajectory: list[Parts] = []
         before = after = _requiring_gradients(start)
         for step in range(1, run.steps + 1):
             before = after
             if self.checkpointed and step < run.steps:
-                after = checkpoint(lambda *parts: circuit(parts), *before, use_reentrant=False)
+                after = checkpoint(_Recomputed(circuit), *before, use_reentrant=False)
             else:
                 after = circuit(before)
             run.seen(step, after)
@@ -85,7 +114,7 @@ class BackPropagationThroughTime:
 
 
 @dataclass(frozen=True)
-class TruncatedBackPropagation:
+class TruncatedBackPropagation(PlainSteps):
     """`tbptt`: autograd through the last steps only.
 
     Attributes:
@@ -97,8 +126,13 @@ class TruncatedBackPropagation:
     def __post_init__(self) -> None:
         _at_least("length", self.length, 1)
 
+    def check(self, steps: int, tolerance: float | None) -> None:
+        """At least `length` steps."""
+        _require_steps("tbptt", self.length, steps)
+
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
-        free, taken = _relax_before(circuit, start, run, self.length, "tbptt", "length")
+        self.check(run.steps, run.tolerance)
+        free, taken = _relax_before(circuit, start, run, self.length)
         before = after = as_leaves(free)
         for step in range(run.steps - self.length + 1, run.steps + 1):
             before = after
@@ -108,7 +142,7 @@ class TruncatedBackPropagation:
 
 
 @dataclass(frozen=True)
-class RecurrentBackPropagation:
+class RecurrentBackPropagation(PlainSteps):
     """`rbp`: the implicit gradient by a truncated Neumann series; with a penalty it is `crbp`.
 
     Attributes:
@@ -138,7 +172,7 @@ class RecurrentBackPropagation:
 
 
 @dataclass(frozen=True)
-class OneStepGradient:
+class OneStepGradient(PlainSteps):
     """`jfb`, Jacobian-free back-propagation: the gradient of the last step alone."""
 
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
@@ -146,8 +180,10 @@ class OneStepGradient:
 
 
 @dataclass(frozen=True)
-class PhantomGradient:
+class PhantomGradient(PlainSteps):
     """`phantom`: autograd through a damped unroll `h <- (1 - damping) h + damping F(x, h)`.
+
+    Where nothing is learned all steps are plain ones: the equilibrium is the same.
 
     Attributes:
         length: damped steps that gradients go through, the last ones of all.
@@ -164,8 +200,13 @@ class PhantomGradient:
                 f"damping must lie in (0, 1], got {self.damping}", option="damping"
             )
 
+    def check(self, steps: int, tolerance: float | None) -> None:
+        """At least `length` steps."""
+        _require_steps("phantom", self.length, steps)
+
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
-        free, taken = _relax_before(circuit, start, run, self.length, "phantom", "length")
+        self.check(run.steps, run.tolerance)
+        free, taken = _relax_before(circuit, start, run, self.length)
         before = after = state = as_leaves(free)
         for step in range(run.steps - self.length + 1, run.steps + 1):
             before = state
@@ -176,7 +217,7 @@ class PhantomGradient:
 
 
 @dataclass(frozen=True)
-class ImplicitGradient:
+class ImplicitGradient(PlainSteps):
     """`implicit`: `(I - J)^-T g0` solved to a tolerance by GMRES, the reference for all others.
 
     It is the exact gradient of the equilibrium only if the forward steps have reached it.
@@ -248,7 +289,7 @@ def _unroll_equilibrium(
     circuit: Circuit, start: Parts, run: Run, solver: AdjointSolver
 ) -> Unrolled:
     """`T - 1` steps without a graph and one with it, which serves output, adjoint and penalties."""
-    free, taken = _relax_before(circuit, start, run, 1, "rbp", "steps")
+    free, taken = _relax_before(circuit, start, run, 1)
     before = as_leaves(free)
     after = circuit(before)
     run.seen(run.steps, after)
@@ -256,13 +297,7 @@ def _unroll_equilibrium(
     return Unrolled(state, before, after, taken + 1)
 
 
-def _relax_before(
-    circuit: Circuit, start: Parts, run: Run, recorded: int, name: str, option: str
-) -> tuple[Parts, Tensor]:
-    if recorded > run.steps:
-        raise ConfigurationError(
-            f"{name}: {option} is {recorded}, but there are only {run.steps} steps", option=option
-        )
+def _relax_before(circuit: Circuit, start: Parts, run: Run, recorded: int) -> tuple[Parts, Tensor]:
     return relax(
         circuit,
         tuple(part.detach() for part in start),
@@ -270,6 +305,21 @@ def _relax_before(
         tolerance=run.tolerance,
         observe=run.observe,
     )
+
+
+class _Recomputed:
+    """A step that is computed again in the backward pass, where batch norms must not count it."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        self._circuit = circuit
+        self._seen = False
+
+    def __call__(self, *parts: Tensor) -> Parts:
+        if not self._seen:
+            self._seen = True
+            return self._circuit(parts)
+        with statistics_kept(self._circuit.cell):
+            return self._circuit(parts)
 
 
 def _requiring_gradients(parts: Parts) -> Parts:
@@ -281,11 +331,10 @@ def _all_steps(start: Parts, steps: int) -> Tensor:
     return torch.full((len(start[0]),), float(steps), device=start[0].device)
 
 
-def _refuse_tolerance(name: str, run: Run) -> None:
-    if run.tolerance is not None:
+def _require_steps(name: str, length: int, steps: int) -> None:
+    if length > steps:
         raise ConfigurationError(
-            f"{name} differentiates all its steps, so `tolerance` can't stop it early in training; "
-            "set only `test_tolerance`"
+            f"{name}: length is {length}, but there are only {steps} steps", option="length"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from crbp_d2.core.cells.parts import statistics_kept
 from crbp_d2.core.checks import (
     check_dependence,
     refuse_coupled_samples,
@@ -24,7 +25,7 @@ from crbp_d2.core.diagnostics import Diagnostics, relative_residual
 from crbp_d2.core.early import EarlyStep, require_early
 from crbp_d2.core.errors import ConfigurationError, choices
 from crbp_d2.core.estimators import ESTIMATORS, Estimator, build_estimator
-from crbp_d2.core.forward import Observer, relax
+from crbp_d2.core.forward import Observer
 from crbp_d2.core.guard import (
     GradientGuard,
     explain_non_finite,
@@ -143,12 +144,15 @@ class Recurrence(nn.Module):
         require_step(self.test_steps, "test_steps")
         require_tolerance("tolerance", tolerance)
         require_tolerance("test_tolerance", test_tolerance)
-        require_early(early_from, steps)
+        self.estimator.check(steps, tolerance)
+        if tolerance is not None:
+            refuse_coupled_samples(cell)
+        require_early(early_from, steps, self.estimator)
         require_policy(on_nonfinite)
         require_penalties(algorithm, penalised, self.penalties, cell)
         # Kept out of the module's children: a compiled copy would put every parameter twice in the
         # state dict.
-        object.__setattr__(self, "_unrecorded_cell", torch.compile(cell) if compile_steps else cell)
+        object.__setattr__(self, "_compiled_cell", torch.compile(cell) if compile_steps else None)
         self._checked = False
         self._observation: tuple[Observer, int | None] | None = None
 
@@ -213,12 +217,12 @@ class Recurrence(nn.Module):
             self.cell,
             drive,
             template,
-            unrecorded_cell=cast(Cell, self._unrecorded_cell),
+            unrecorded_cell=cast("Cell | None", self._compiled_cell),
         )
         early = None
         if recorded and self.training and self.early_from is not None and steps > 1:
-            early = EarlyStep(steps, self.early_from, start)
-            observe = early.watch(observe)
+            early = EarlyStep(steps, self.early_from)
+            observe = early.watch(start, observe)
         run = Run(steps, tolerance, observe)
         unrolled = self._unroll(circuit, start, run, recorded)
         finite = finite_samples(unrolled.after)
@@ -227,7 +231,7 @@ class Recurrence(nn.Module):
             if self.on_nonfinite == "raise":
                 raise explain_non_finite(circuit, start, steps)
             circuit, start = circuit.where(finite), where_samples(finite, start)
-            run = Run(steps, tolerance, None if early is None else early.watch(None))
+            run = Run(steps, tolerance, None if early is None else early.watch(start, None))
             unrolled = self._unroll(circuit, start, run, recorded)
             if not bool(finite_samples(unrolled.after).all()):
                 raise explain_non_finite(circuit, start, steps)
@@ -240,21 +244,25 @@ class Recurrence(nn.Module):
         )
         result = RecurrenceResult(
             state=from_parts(unrolled.state, template),
-            states=[from_parts(parts, template) for parts in unrolled.trajectory],
             diagnostics=diagnostics,
         )
+
+        def guarded(parts: Parts) -> State:
+            return from_parts(GradientGuard.apply(self.on_nonfinite, diagnostics, *parts), template)
+
         if recorded:
-            guarded = GradientGuard.apply(self.on_nonfinite, diagnostics, *unrolled.state)
-            result.state = from_parts(guarded, template)
+            result.state = guarded(unrolled.state)
+            result.states = [guarded(parts) for parts in unrolled.trajectory]
             if not self._checked:
                 check_dependence(self.cell, unrolled)
                 self._checked = True
             if self.training:
-                self._penalise(circuit, unrolled, result, iteration)
+                usable = None if all_finite else finite.nonzero().flatten()
+                self._penalise(circuit, unrolled, usable, result, iteration)
             if early is not None:
-                parts = where_samples(finite, early.record(circuit))
-                guarded = GradientGuard.apply(self.on_nonfinite, diagnostics, *parts)
-                result.early_states = [from_parts(guarded, template)]
+                with statistics_kept(self.cell):
+                    parts = early.record(circuit)
+                result.early_states = [guarded(where_samples(finite, parts))]
         return result
 
     def extra_repr(self) -> str:
@@ -267,9 +275,7 @@ class Recurrence(nn.Module):
     def _unroll(self, circuit: Circuit, start: Parts, run: Run, recorded: bool) -> Unrolled:
         if recorded:
             return self.estimator.unroll(circuit, start, run)
-        before, taken = relax(
-            circuit, start, run.steps - 1, tolerance=run.tolerance, observe=run.observe
-        )
+        before, taken = self.estimator.advance(circuit, start, run)
         after = circuit.advance(before)
         run.seen(run.steps, after)
         return Unrolled(after, before, after, taken + 1)
@@ -278,18 +284,23 @@ class Recurrence(nn.Module):
         self,
         circuit: Circuit,
         unrolled: Unrolled,
+        usable: Tensor | None,
         result: RecurrenceResult,
         iteration: float,
     ) -> None:
+        """Put the penalties into the result, over all samples or those that `usable` indexes."""
         for penalty in self.penalties:
-            before, after, share = unrolled.before, unrolled.after, 1.0
-            samples = len(before[0])
+            before, after, share, chosen = unrolled.before, unrolled.after, 1.0, usable
+            samples = len(before[0]) if usable is None else len(usable)
             if penalty.max_samples is not None and samples > penalty.max_samples:
-                chosen = torch.randperm(samples, device=before[0].device)[: penalty.max_samples]
-                before = select_samples(before, chosen)
-                after = circuit.select(chosen)(before)
+                drawn = torch.randperm(samples, device=before[0].device)[: penalty.max_samples]
+                chosen = drawn if usable is None else usable[drawn]
                 if penalty.reduction == "sum":
                     share = samples / penalty.max_samples
+            if chosen is not None:
+                before = select_samples(before, chosen)
+                with statistics_kept(self.cell):
+                    after = circuit.select(chosen)(before)
             value = penalty(before, after) * share
             weight = weight_at(penalty.weight, iteration)
             result.diagnostics.penalties[penalty.name] = value.detach()

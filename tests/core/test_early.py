@@ -40,10 +40,9 @@ def test_an_earlier_state_comes_with_the_gradient_of_its_own_step(algorithm):
 
 
 def test_the_step_is_drawn_from_those_after_the_beginning():
-    start = (torch.zeros(1, 1),)
-    drawn = {EarlyStep(12, 0.5, start).step for _ in range(300)}
+    drawn = {EarlyStep(12, 0.5).step for _ in range(300)}
     assert drawn == set(range(7, 12))
-    assert {EarlyStep(2, 0.9, start).step for _ in range(20)} == {1}
+    assert {EarlyStep(2, 0.9).step for _ in range(20)} == {1}
 
 
 def test_there_is_none_outside_training_and_by_default():
@@ -74,3 +73,22 @@ def test_observing_passes_every_state_of_a_longer_run():
         assert torch.equal(recurrence(drive).state, seen[3])
     with pytest.raises(ConfigurationError, match="steps"), recurrence.observing(print, steps=0):
         pass
+
+
+def test_deq_has_no_earlier_step():
+    pytest.importorskip("torchdeq")
+    with pytest.raises(ConfigurationError, match="early_from does not go with deq"):
+        Recurrence(TanhCell(4), algorithm="deq", steps=9, early_from=0.2)
+
+
+def test_a_skipped_start_reaches_no_earlier_state():
+    cell, drive = TanhCell(4), torch.randn(3, 4, dtype=torch.float64)
+    recurrence = Recurrence(
+        cell, algorithm="jfb", steps=2, early_from=0.0, on_nonfinite="skip", penalties=()
+    )
+    start = torch.zeros_like(drive)
+    start[1] = float("nan")
+    (early,) = recurrence(drive, start).early_states
+    assert torch.isfinite(early).all() and (early[1] == 0).all()
+    early.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in cell.parameters())

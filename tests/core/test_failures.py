@@ -99,6 +99,11 @@ def test_inference_tensors_are_refused_in_training_only():
         ({"tolerance": 0.0}, "tolerance"),
         ({"test_tolerance": -1.0}, "test_tolerance"),
         ({"on_nonfinite": "ignore"}, "raise, skip"),
+        ({"algorithm": "tbptt", "length": 3, "steps": 2}, "only 2 steps"),
+        ({"algorithm": "phantom", "length": 3, "steps": 2}, "only 2 steps"),
+        ({"algorithm": "bptt", "tolerance": 0.1}, "test_tolerance"),
+        ({"algorithm": "deq", "tolerance": 0.1}, "test_tolerance"),
+        ({"algorithm": "deq", "steps": 3}, "at least 4 steps"),
         ({"penalties": ()}, "add LipschitzCoefficientPenalty"),
         ({"penalties": (LipschitzCoefficientPenalty(),) * 2}, "different names"),
     ],
@@ -113,10 +118,10 @@ def test_unknown_estimators_list_the_choices():
         build_estimator("nothing")
 
 
-@pytest.mark.parametrize("algorithm", ["tbptt", "phantom"])
-def test_more_recorded_steps_than_steps_are_refused(algorithm):
+def test_more_recorded_steps_than_this_run_has_are_refused():
+    recurrence = Recurrence(LinearCell(), algorithm="tbptt", steps=5, length=3)
     with pytest.raises(ConfigurationError, match="only 2 steps"):
-        Recurrence(LinearCell(), algorithm=algorithm, steps=2, length=3)(vector_drive())
+        recurrence(vector_drive(), steps=2)
 
 
 def test_synchronised_batch_norm_with_a_penalty_is_refused():
@@ -178,17 +183,41 @@ def test_weights_that_are_not_finite_raise_even_when_samples_are_skipped():
         Recurrence(cell, steps=4, on_nonfinite="skip")(vector_drive())
 
 
-@pytest.mark.parametrize("algorithm", ["bptt", "rbp", "implicit"])
-def test_a_gradient_that_is_not_finite_raises_or_is_skipped(algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [("bptt", {}), ("bptt", {"every_step": True}), ("rbp", {}), ("implicit", {})],
+)
+def test_a_gradient_that_is_not_finite_raises_or_is_skipped(algorithm, options):
     cell, drive = LinearCell(), vector_drive()
     factor = torch.tensor([[1.0], [float("inf")]], dtype=torch.float64)
-    state = Recurrence(cell, algorithm=algorithm, steps=4)(drive).state
+
+    def run(**more):
+        result = Recurrence(cell, algorithm=algorithm, steps=4, **options, **more)(drive)
+        return result, (result.states or [result.state])[-1]
+
     with pytest.raises(NonFiniteError, match="step 4 is not finite in 1 of 2"):
-        (state * factor).sum().backward()
-    result = Recurrence(cell, algorithm=algorithm, steps=4, on_nonfinite="skip")(drive)
-    (result.state * factor).sum().backward()
+        (run()[1] * factor).sum().backward()
+    result, state = run(on_nonfinite="skip")
+    (state * factor).sum().backward()
     assert int(result.diagnostics.adjoint.skipped) == 1
     assert torch.isfinite(drive.grad).all() and not drive.grad[1].any() and drive.grad[0].any()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("max_samples", [None, 1])
+def test_skipped_samples_are_not_penalised(reduction, max_samples):
+    cell, drive = LinearCell(), vector_drive()
+    penalty = LipschitzCoefficientPenalty(bound=0.0, reduction=reduction, max_samples=max_samples)
+
+    def value(x):
+        recurrence = Recurrence(cell, steps=3, penalties=(penalty,), on_nonfinite="skip")
+        return recurrence(x).penalties["lcp"]
+
+    # The Jacobian of a linear cell is the same everywhere.
+    expected = value(drive[:1].detach()) * (2 if reduction == "sum" else 1)
+    bad = torch.cat([drive.detach(), torch.full_like(drive, float("nan"))])
+    assert expected > 0
+    assert torch.allclose(value(bad), expected)
 
 
 def test_spectral_radius_needs_a_sensible_number_of_iterations():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -54,15 +55,39 @@ class StateBatchNorm2d(nn.BatchNorm2d):
 
     In training it normalises by the statistics of the batch at that step. Its running statistics
     follow only the steps that are recorded, for equilibrium estimators the last one: those of the
-    state that is read out, and not a mixture with the steps before. In evaluation it uses them, so
-    that a sample's prediction does not depend on the others of its batch (the released code uses
-    batch statistics there, too).
+    state that is read out, and not a mixture with the steps before. A step that is recorded once
+    more, for a penalty, an early loss or a checkpoint, leaves them alone. In evaluation it uses
+    them, so that a sample's prediction does not depend on the others of its batch (the released
+    code uses batch statistics there, too).
     """
 
+    keeps_statistics = False
+
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and not torch.is_grad_enabled():
-            return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        return super().forward(input)
+        if not self.training:
+            return super().forward(input)
+        if torch.is_grad_enabled() and not self.keeps_statistics:
+            return super().forward(input)
+        # Copies are updated in place of the statistics: a checkpoint's second run must save for the
+        # backward pass what its first one did.
+        mean, variance = (
+            s if s is None else s.clone() for s in (self.running_mean, self.running_var)
+        )
+        return F.batch_norm(input, mean, variance, self.weight, self.bias, True, 0.0, self.eps)
+
+
+@contextmanager
+def statistics_kept(cell: object) -> Iterator[None]:
+    """Within the block the batch norms of a cell leave their running statistics as they are."""
+    modules = cell.modules() if isinstance(cell, nn.Module) else ()
+    norms = [module for module in modules if isinstance(module, StateBatchNorm2d)]
+    for norm in norms:
+        norm.keeps_statistics = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.keeps_statistics = False
 
 
 def state_norm(kind: str, channels: int, *, scale: float) -> nn.Module:
