@@ -26,14 +26,14 @@ def read_version() -> str:
 #   takes the extra `panoptic`.
 # `python -m crbp_d2.doctor` says which of these are missing.
 REQUIREMENTS = [
-    "torch>=2.1",
+    "torch>=2.4",
     "numpy>=1.23",
     "pillow",
     "fvcore",
     "pycocotools",
     "portalocker",
     "pyyaml",
-    "scipy",
+    "scipy>=1.12",
     "tabulate",
     "tqdm",
 ]

@@ -39,6 +39,7 @@ from crbp_d2.data import (
     build_train_loader,
     ensure_prepared,
     register_from_file,
+    require_same_classes,
     set_num_classes,
 )
 from crbp_d2.data.sampler import is_resumable, seek
@@ -98,7 +99,7 @@ class Trainer(DefaultTrainer):
         cfg: a config with the node `CRBP`.
 
     Raises:
-        ValueError: mixed precision is asked for on a CPU.
+        ConfigurationError: mixed precision is asked for on a CPU.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -108,7 +109,7 @@ class Trainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         if on_cpu and cfg.SOLVER.AMP.ENABLED:
-            raise ValueError("SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda; set it to False")
+            raise ConfigurationError("SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda; set it to False")
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -131,13 +132,15 @@ class Trainer(DefaultTrainer):
         """The optimizer that `CRBP.OPTIMIZER` names, with gradient clipping as SOLVER says.
 
         Raises:
-            ValueError: an unknown name.
+            ConfigurationError: an unknown name.
         """
         if cfg.CRBP.OPTIMIZER == "sgd":
             return build_optimizer(cfg, model)
         if cfg.CRBP.OPTIMIZER not in OPTIMIZERS:
             allowed = ", ".join(sorted([*OPTIMIZERS, "sgd"]))
-            raise ValueError(f"CRBP.OPTIMIZER is {cfg.CRBP.OPTIMIZER!r}; choose from {allowed}")
+            raise ConfigurationError(
+                f"CRBP.OPTIMIZER is {cfg.CRBP.OPTIMIZER!r}; choose from {allowed}"
+            )
         parameters = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
@@ -220,11 +223,29 @@ def setup(args: argparse.Namespace) -> CfgNode:
     names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:
         ensure_prepared(name)
+    require_same_classes(names)
     for name in names[:1]:
         set_num_classes(cfg, name)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
+
+
+def load_model(cfg: CfgNode, *, resume: bool) -> torch.nn.Module:
+    """The model with the weights of `MODEL.WEIGHTS`, or with `resume` of the last checkpoint.
+
+    Raises:
+        ConfigurationError: there are none, so that random weights would be evaluated.
+    """
+    model: torch.nn.Module = Trainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise ConfigurationError(
+            "MODEL.WEIGHTS names no weights to evaluate: add MODEL.WEIGHTS "
+            f"{cfg.OUTPUT_DIR}/model_final.pth, or --resume for the last checkpoint there"
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return model
 
 
 def main(args: argparse.Namespace) -> Mapping[str, Any]:
@@ -242,9 +263,7 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
     cfg = setup(args)
     results: Mapping[str, Any]
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        model = load_model(cfg, resume=args.resume)
         results = Trainer.test(cfg, model)
     else:
         trainer = Trainer(cfg)

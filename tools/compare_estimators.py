@@ -58,6 +58,7 @@ def main() -> None:
                 progress=report,
             )
         sys.stdout.write(f"\n{title}\n\n" + "\n".join(markdown(rows)) + "\n\n")
+        sys.stdout.flush()
         sys.stdout.write(
             f"Random weights and drive, seed {arguments.seed}; T = {arguments.steps}; residual of "
             f"the state taken as the equilibrium {residual:.1e}; torch {torch.__version__}, "

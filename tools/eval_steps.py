@@ -13,14 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
 from tabulate import tabulate
 from tqdm import tqdm
 
 from crbp_d2.analysis.steps import evaluate_steps, find_recurrence, parse_steps, write_csv
 from crbp_d2.data import build_test_loader
 from crbp_d2.data.loaders import is_pathfinder
-from crbp_d2.engine import Trainer, argument_parser, setup
+from crbp_d2.engine import argument_parser, load_model, setup
 
 
 def main() -> None:
@@ -41,11 +40,10 @@ def main() -> None:
         parser.error(f"DATASETS.TEST must name Pathfinder data, not {', '.join(other) or 'none'}")
     try:
         steps = parse_steps(arguments.steps, cfg.CRBP.STEPS)
-        model = Trainer.build_model(cfg).eval()
+        model = load_model(cfg, resume=arguments.resume).eval()
         find_recurrence(model)
     except ValueError as error:
         parser.error(str(error))
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     found = {}
     for name in cfg.DATASETS.TEST:
         loader = build_test_loader(cfg, name, batch_size=arguments.batch_size)

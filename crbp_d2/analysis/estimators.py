@@ -106,12 +106,16 @@ def compare(
     exact, residual = gradient(reference, drive, weights)
     times: dict[str, list[float]] = {contender.label: [] for contender in contenders}
     unit = Contender("unit", "bptt").recurrence(cell, 1)
+    timed = {contender.label: contender.recurrence(cell, steps) for contender in contenders}
+    for label, recurrence in {"unit": unit, **timed}.items():
+        # The first run checks the cell, which is not to be measured.
+        progress(f"warming up {label}")
+        seconds(recurrence, drive, weights)
     for number in range(rounds):
-        for contender in contenders:
-            progress(f"time of {contender.label}, round {number + 1} of {rounds}")
+        for label, recurrence in timed.items():
+            progress(f"time of {label}, round {number + 1} of {rounds}")
             base = seconds(unit, drive, weights)
-            run = seconds(contender.recurrence(cell, steps), drive, weights)
-            times[contender.label].append(run / base)
+            times[label].append(seconds(recurrence, drive, weights) / base)
     rows = []
     for contender in contenders:
         progress(f"gradient and memory of {contender.label}")

@@ -7,7 +7,6 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -117,15 +116,18 @@ def train_all(
 
     Those that `folder` has are not trained again, so an interrupted call can be repeated.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [
-            pool.submit(train_one, configs, label, seed, folder / f"{_file_name(label)}_{seed}")
-            for seed in seeds
-            for label in labels
-        ]
-        for future in as_completed(futures):
-            yield future.result()
+    runs = [
+        (configs, label, seed, folder / f"{_file_name(label)}_{seed}")
+        for seed in seeds
+        for label in labels
+    ]
+    # A process of its own for each model, as its log belongs to the process.
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+        yield from pool.imap_unordered(_train_one, runs, chunksize=1)
+
+
+def _train_one(run: tuple[Path, str, int, Path]) -> Outcome:
+    return train_one(*run)
 
 
 def _file_name(label: str) -> str:

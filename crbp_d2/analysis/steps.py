@@ -143,7 +143,7 @@ def parse_steps(text: str, trained: int) -> list[int]:
     steps: set[int] = set()
     for part in text.replace(" ", "").split(","):
         first, _, last = part.partition("-")
-        match = re.fullmatch(r"(\d*)N(?:/(\d+))?", part)
+        match = re.fullmatch(r"(\d*)N(?:/([1-9]\d*))?", part)
         if match:
             steps.add(int(match[1] or 1) * trained // int(match[2] or 1))
         elif first.isdecimal() and (last.isdecimal() or part == first):

@@ -2,7 +2,12 @@
 
 from .from_file import register_from_file
 from .loaders import build_test_loader, build_train_loader
-from .panoptic import ensure_prepared, register_panoptic, set_num_classes
+from .panoptic import (
+    ensure_prepared,
+    register_panoptic,
+    require_same_classes,
+    set_num_classes,
+)
 from .prepare import Manifest, prepare
 from .report import describe
 from .shapes import make_shapes  # registers shapes_train, shapes_val
@@ -23,5 +28,6 @@ __all__ = [
     "prepare",
     "register_from_file",
     "register_panoptic",
+    "require_same_classes",
     "set_num_classes",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,21 @@ def set_num_classes(cfg: CfgNode, name: str) -> None:
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(metadata.stuff_classes)
     if metadata.get("thing_dataset_id_to_contiguous_id") == {}:
         cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+
+
+def require_same_classes(names: Sequence[str]) -> None:
+    """Data sets that train and test one model number their classes alike.
+
+    Raises:
+        DatasetError: naming those that don't.
+    """
+    for name in names[1:]:
+        first, other = (MetadataCatalog.get(one).as_dict() for one in (names[0], name))
+        if not _numbers_alike(first, other):
+            raise DatasetError(
+                f"{names[0]} and {name} have different categories: one model can't be trained or "
+                "tested on both; correct DATASETS.TRAIN or DATASETS.TEST"
+            )
 
 
 def _load(name: str) -> list[Json]:

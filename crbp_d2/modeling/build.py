@@ -52,6 +52,10 @@ def recurrence(node: CfgNode) -> Recurrence:
         ConfigurationError: an unknown name or an impossible value, naming its key.
     """
     with naming_keys():
+        if node.EARLY_LOSS_WEIGHT < 0:
+            raise ConfigurationError(
+                f"must be at least 0, got {node.EARLY_LOSS_WEIGHT}", option="early_loss_weight"
+            )
         return Recurrence(
             cell(node),
             algorithm=node.ALGORITHM,
@@ -129,10 +133,16 @@ def penalties(node: CfgNode) -> tuple[Penalty, ...]:
     """
     samples = node.PENALTY_SAMPLES or None
 
+    schedule = tuple(node.PENALTY_SCHEDULE)
+    if not all(isinstance(point, (tuple, list)) and len(point) == 2 for point in schedule):
+        raise ConfigurationError(
+            f"must be ((iteration, factor), ...), got {node.PENALTY_SCHEDULE}", option="points"
+        )
+
     def scheduled(weight: float) -> Weight:
-        if not node.PENALTY_SCHEDULE:
+        if not schedule:
             return weight
-        return WeightSchedule(tuple((i, weight * factor) for i, factor in node.PENALTY_SCHEDULE))
+        return WeightSchedule(tuple((i, weight * factor) for i, factor in schedule))
 
     chosen: list[Penalty] = []
     if parse_algorithm(node.ALGORITHM)[1]:

@@ -18,6 +18,7 @@ from detectron2.modeling.roi_heads.mask_head import (
     mask_rcnn_loss,
 )
 from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,10 +113,15 @@ class RecurrentMaskHead(BaseMaskRCNNHead):
             return instances
         result = self.recurrence(self.entry(x), iteration=self.dynamics.begin())
         self.dynamics.keep(result.diagnostics)
-        losses = {"loss_mask": self._loss(result.states or [result.state], instances)}
-        if result.early_states:
-            early = self._loss(result.early_states, instances)
-            losses["loss_early"] = self.early_loss_weight * early
+        *earlier, last = result.states or [result.state]
+        # Detectron2's loss logs and draws what it is given, which is to be the last state alone.
+        with EventStorage():
+            of_earlier = [self._loss(state, instances, 0) for state in earlier]
+            early = [self._loss(state, instances, 0) for state in result.early_states]
+        of_last = self._loss(last, instances, self.vis_period)
+        losses = {"loss_mask": torch.stack([*of_earlier, of_last]).mean()}
+        if early:
+            losses["loss_early"] = self.early_loss_weight * torch.stack(early).mean()
         losses.update({f"loss_{name}": value for name, value in result.penalties.items()})
         return losses
 
@@ -129,8 +135,6 @@ class RecurrentMaskHead(BaseMaskRCNNHead):
         logits: Tensor = self.predictor(F.relu(self.deconv(self.output_norm(to_parts(state)[0]))))
         return logits
 
-    def _loss(self, states: list[State], instances: list[Instances]) -> Tensor:
-        losses = [
-            mask_rcnn_loss(self.read_out(state), instances, self.vis_period) for state in states
-        ]
-        return torch.stack(losses).mean() * self.loss_weight
+    def _loss(self, state: State, instances: list[Instances], vis_period: int) -> Tensor:
+        loss: Tensor = mask_rcnn_loss(self.read_out(state), instances, vis_period)
+        return loss * self.loss_weight

@@ -231,6 +231,8 @@ class FeedForwardSemSegHead(nn.Module):
 
 
 def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    if cfg.CRBP.FOCAL_GAMMA < 0:
+        raise ConfigurationError(f"CRBP.FOCAL_GAMMA must be at least 0, got {cfg.CRBP.FOCAL_GAMMA}")
     (in_feature,) = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
     channels = input_shape[in_feature].channels
     if channels != cfg.CRBP.CHANNELS:

@@ -59,6 +59,8 @@ def test_trainable_parameters_are_the_published_numbers(name, parameters, load_c
         ("ON_NONFINITE", "ignore", r"CRBP\.ON_NONFINITE.*raise, skip"),
         ("PENALTY_SAMPLES", -1, r"CRBP\.PENALTY_SAMPLES"),
         ("PENALTY_SCHEDULE", ((5, 1.0), (5, 2.0)), r"CRBP\.PENALTY_SCHEDULE.*ascending"),
+        ("PENALTY_SCHEDULE", (1000, 0.0), r"CRBP\.PENALTY_SCHEDULE.*\(\(iteration, factor\)"),
+        ("EARLY_LOSS_WEIGHT", -1.0, r"CRBP\.EARLY_LOSS_WEIGHT.*at least 0"),
         ("OUTPUT_NORM", "Batch", r"CRBP\.OUTPUT_NORM.*Batch"),
     ],
 )

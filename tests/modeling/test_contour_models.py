@@ -138,6 +138,7 @@ def test_impossible_values_are_refused_by_their_key(build):
         ("CELL", "gru", "CRBP.CELL.*conv_lstm, hgru, mask_hgru"),
         ("STEM_KERNEL_SIZE", 4, "CRBP.STEM_KERNEL_SIZE.*odd"),
         ("CONTOUR_PRIOR", 0.0, "CRBP.CONTOUR_PRIOR"),
+        ("FOCAL_GAMMA", -1.0, "CRBP.FOCAL_GAMMA"),
         ("EARLY_FROM", 1.5, r"CRBP.EARLY_FROM.*\[0, 1\)"),
     ):
         with pytest.raises(ConfigurationError, match=message):
@@ -204,7 +205,7 @@ def test_steps_are_numbers_ranges_and_multiples(text, steps):
     assert parse_steps(text, 20) == steps
 
 
-@pytest.mark.parametrize("text", ["", "a", "0-3", "N/40", "-2", "1;2"])
+@pytest.mark.parametrize("text", ["", "a", "0-3", "N/40", "N/0", "-2", "1;2"])
 def test_other_steps_are_refused(text):
     with pytest.raises(ValueError, match="--steps"):
         parse_steps(text, 20)

@@ -67,7 +67,7 @@ def test_losses_reach_every_parameter_and_the_features(build_head):
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["bptt", "bptt+lcp", "tbptt", "rbp", "jfb", "phantom", "implicit", "crbp"]
+    "algorithm", ["bptt", "bptt+lcp", "tbptt", "rbp", "jfb", "phantom", "implicit", "deq", "crbp"]
 )
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
 def test_images_without_regions_keep_every_parameter_in_the_graph(algorithm, counts, build_head):
@@ -94,6 +94,17 @@ def test_a_loss_on_every_step_is_the_mean_of_their_losses(build_head):
             head.recurrence = Recurrence(head.recurrence.cell, algorithm="bptt", steps=steps)
             alone.append(head(x, instances)["loss_mask"])
     assert torch.allclose(together, torch.stack(alone).mean(), rtol=1e-5)
+
+
+def test_an_early_loss_is_one_of_its_own_and_leaves_the_metrics_to_the_last_state(build_head):
+    head = build_head("CRBP.EARLY_LOSS_WEIGHT", 0.5)
+    x, instances = features(3), proposals(3)
+    with EventStorage() as storage:
+        losses = head(x, instances)
+        assert set(losses) == {"loss_mask", "loss_lcp", "loss_early"}
+        assert len(storage.history("mask_rcnn/accuracy").values()) == 1
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in head.parameters())
 
 
 def test_a_penalty_schedule_follows_the_iteration(build_head):

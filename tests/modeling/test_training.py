@@ -18,7 +18,8 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from crbp_d2.data import ShapesConfig, make_shapes, register_panoptic, set_num_classes
+from crbp_d2.core import ConfigurationError
+from crbp_d2.data import DatasetError, ShapesConfig, make_shapes, register_panoptic, set_num_classes
 from crbp_d2.engine import Trainer, argument_parser, main
 from tests.distributed import run_processes
 from tests.modeling.conftest import CONFIGS
@@ -91,6 +92,30 @@ def test_evaluation_alone_and_with_other_steps(shapes, tmp_path):
     more = ("CRBP.TEST_STEPS", 8, "CRBP.PICTURES", 0)
     run(tmp_path / "c", "quick/shapes_crbp.yaml", *weights, *more, flags=("--eval-only",))
     assert not (tmp_path / "c" / "predictions").exists()
+
+
+def test_evaluation_without_weights_is_refused(shapes, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"MODEL\.WEIGHTS.*model_final\.pth"):
+        run(tmp_path, "quick/shapes_crbp.yaml", flags=("--eval-only",))
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_data_sets_of_other_categories_are_refused_before_training(shapes, tmp_path):
+    categories = json.loads((shapes / "panoptic.json").read_text())
+    categories["categories"][0]["id"] = 77
+    for annotation in categories["annotations"]:
+        for segment in annotation["segments_info"]:
+            if segment["category_id"] == 1:
+                segment["category_id"] = 77
+    (shapes / "renumbered.json").write_text(json.dumps(categories))
+    register_panoptic(
+        "renumbered_shapes",
+        images=shapes / "images",
+        panoptic_json=shapes / "renumbered.json",
+        panoptic_pngs=shapes / "panoptic",
+    )
+    with pytest.raises(DatasetError, match=f"{NAME} and renumbered_shapes have different"):
+        run(tmp_path, "quick/shapes_crbp.yaml", "DATASETS.TEST", "('renumbered_shapes',)")
 
 
 def test_expected_results_that_are_missed_fail_the_run(shapes, tmp_path):
