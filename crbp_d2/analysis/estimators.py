@@ -154,7 +154,8 @@ def saved_bytes(recurrence: Recurrence, drive: Tensor) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage
-        return tensor
+        # Not the tensor itself: the graph would hold its own output, and never be freed.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = recurrence(drive)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
-from crbp_d2.analysis.estimators import CONTENDERS, compare, markdown
-from crbp_d2.core import MaskHGRUCell
+from crbp_d2.analysis.estimators import CONTENDERS, compare, markdown, saved_bytes
+from crbp_d2.core import MaskHGRUCell, Recurrence
 
 
 def test_the_comparison_ranks_known_estimators():
@@ -36,3 +39,21 @@ def test_the_comparison_ranks_known_estimators():
     lines = list(markdown(rows))
     assert len(lines) == len(CONTENDERS) + 2
     assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("algorithm", ["bptt", "crbp", "implicit"])
+def test_measuring_memory_leaves_none_behind(algorithm):
+    cell, drive = MaskHGRUCell(channels=8), torch.rand(2, 8, 5, 5)
+    recurrence = Recurrence(cell, algorithm=algorithm, steps=5)
+
+    def living() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    first = saved_bytes(recurrence, drive)
+    before, released = living(), weakref.ref(drive)
+    assert saved_bytes(recurrence, drive) == first
+    assert living() == before
+    del drive
+    gc.collect()
+    assert released() is None
