@@ -43,7 +43,7 @@ class Circuit:
         self.cell = cell
         self.drive = drive
         self.template = template
-        self.unrecorded_cell = unrecorded_cell or cell
+        self.unrecorded_cell = cell if unrecorded_cell is None else unrecorded_cell
 
     def __call__(self, parts: Parts) -> Parts:
         """One step, `(N, ...) -> (N, ...)` for every part; recorded if gradients are enabled."""
