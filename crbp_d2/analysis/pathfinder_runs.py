@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from crbp_d2.analysis.steps import evaluate_steps, radius_after
 from crbp_d2.data import build_test_loader
 from crbp_d2.data.storage import write_json
+from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
 
 BPTT = "quick/pathfinder_bptt.yaml"
 CRBP = "quick/pathfinder_crbp.yaml"
@@ -89,8 +89,6 @@ def measure(
 ) -> tuple[list[float], list[float] | None, list[float] | None]:
     """F1, change and radius as `Outcome` has them, of a model trained for `steps` steps."""
     if not hasattr(model.sem_seg_head, "recurrence"):
-        from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
-
         evaluator = PathfinderEvaluator(distributed=False)
         for batch in loader:
             with torch.no_grad():
@@ -101,7 +99,7 @@ def measure(
     # By their position, as T/2 and T are the same step where T is 1.
     wanted = [max(steps // 2, 1), steps, 2 * steps, 4 * steps]
     found = {one.step: one for one in evaluate_steps(model, loader, wanted)}
-    radius = torch.cat([radius_after(model, batch[:8], steps=steps) for batch in islice(loader, 1)])
+    radius = radius_after(model, next(iter(loader))[:8], steps=steps)
     return (
         [found[step].scores["F1"] for step in wanted],
         [found[steps].change, found[4 * steps].change],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from crbp_d2.core import Recurrence, spectral_radius
 from crbp_d2.core.diagnostics import relative_residual
-from crbp_d2.core.state import Parts, State, from_parts
+from crbp_d2.core.state import Parts, from_parts
+from crbp_d2.data.storage import write_whole
 from crbp_d2.evaluation.pathfinder import count_pixels, scores
 
 Batch = list[dict[str, Any]]
@@ -123,15 +125,9 @@ def radius_after(
             model(batch)
     finally:
         handle.remove()
-    state = _as_the_cell_has_it(recurrence, seen["drive"], seen["state"])
-    return spectral_radius(
-        recurrence.cell, seen["drive"], state, iterations=iterations, averaged=averaged
-    )
-
-
-def _as_the_cell_has_it(recurrence: Recurrence, drive: Tensor, parts: Parts) -> State:
-    initial = getattr(recurrence.cell, "initial_state", None)
-    return from_parts(parts, drive if initial is None else initial(drive))
+    drive = seen["drive"]
+    state = from_parts(seen["state"], recurrence.initial_state(drive))
+    return spectral_radius(recurrence.cell, drive, state, iterations=iterations, averaged=averaged)
 
 
 def parse_steps(text: str, trained: int) -> list[int]:
@@ -165,13 +161,12 @@ def write_csv(path: Path, found: Mapping[str, Sequence[StepScores]]) -> None:
         path: of the file; its folder is made.
         found: name of a data set -> its scores.
     """
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    names = list(next(iter(found.values()))[0].scores)
+    writer.writerow(["data set", "step", "change", *names])
+    for name, entries in found.items():
+        for one in entries:
+            writer.writerow([name, one.step, one.change, *one.scores.values()])
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        names = list(next(iter(found.values()))[0].scores)
-        writer.writerow(["data set", "step", "change", *names])
-        for name, entries in found.items():
-            for one in entries:
-                writer.writerow([name, one.step, one.change, *one.scores.values()])
-    part.replace(path)
+    write_whole(path, table.getvalue().encode())

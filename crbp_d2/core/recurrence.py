@@ -200,7 +200,7 @@ class Recurrence(nn.Module):
             NonFiniteError: a state or (in the backward pass) a gradient is not finite.
             ConfigurationError: the estimator can't work with this number of steps.
         """
-        template = self._initial_state(drive) if state is None else state
+        template = self.initial_state(drive) if state is None else state
         start = to_parts(template)
         recorded = torch.is_grad_enabled() and self._requires_gradients(drive, start)
         if recorded:
@@ -265,6 +265,14 @@ class Recurrence(nn.Module):
                 result.early_states = [guarded(where_samples(finite, parts))]
         return result
 
+    def initial_state(self, drive: Drive) -> State:
+        """Where a run starts unless told otherwise: the cell's own start, or zeros like the
+        drive."""
+        if hasattr(self.cell, "initial_state"):
+            return cast(Any, self.cell).initial_state(drive)
+        first = drive if isinstance(drive, Tensor) else drive[0]
+        return zero_state(first)
+
     def extra_repr(self) -> str:
         """Algorithm, steps and penalties, as shown when a model is printed."""
         return (
@@ -306,12 +314,6 @@ class Recurrence(nn.Module):
             result.diagnostics.penalties[penalty.name] = value.detach()
             # A weight of zero monitors: nothing to differentiate then.
             result.penalties[penalty.name] = weight * (value if weight else value.detach())
-
-    def _initial_state(self, drive: Drive) -> State:
-        if hasattr(self.cell, "initial_state"):
-            return cast(Any, self.cell).initial_state(drive)
-        first = drive if isinstance(drive, Tensor) else drive[0]
-        return zero_state(first)
 
     def _requires_gradients(self, drive: Drive, start: Parts) -> bool:
         return any(t.requires_grad for t in (*self.cell.parameters(), *_tensors(drive), *start))

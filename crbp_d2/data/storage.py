@@ -49,11 +49,16 @@ def writable_or_cached(preferred: Path, name: str) -> Path:
     return fallback
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all; numbers of other libraries become floats."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(content, indent=2, default=float) + "\n").encode())
 
 
 @contextmanager

@@ -66,8 +66,42 @@ class ContourReadout(nn.Module):
         return logits
 
 
+class ContourHead(nn.Module):
+    """What the heads share: a feature map to start from, a readout and the focal loss.
+
+    Args:
+        in_feature: name of the feature map.
+        readout: from a state to logits.
+        focal_gamma: see `focal_loss`.
+        loss_weight: factor of the loss.
+        ignore_value: label of pixels that don't count.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        readout: ContourReadout,
+        focal_gamma: float,
+        loss_weight: float,
+        ignore_value: int,
+    ) -> None:
+        super().__init__()
+        self.in_feature = in_feature
+        self.readout = readout
+        self.focal_gamma = focal_gamma
+        self.loss_weight = loss_weight
+        self.ignore_value = ignore_value
+
+    def loss(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        """The weighted focal loss, 0-dimensional, of logits `(N, K, H, W)` for `(N, H, W)`."""
+        assert targets is not None, "training needs targets"
+        gamma, ignored = self.focal_gamma, self.ignore_value
+        return self.loss_weight * focal_loss(logits, targets, gamma=gamma, ignore_value=ignored)
+
+
 @SEM_SEG_HEADS_REGISTRY.register()
-class RecurrentSemSegHead(nn.Module):
+class RecurrentSemSegHead(ContourHead):
     """`T` steps of a circuit on a feature map, and a readout: for Detectron2's `SemanticSegmentor`.
 
     Args:
@@ -92,14 +126,15 @@ class RecurrentSemSegHead(nn.Module):
         early_loss_weight: float = 0.0,
         ignore_value: int = 255,
     ) -> None:
-        super().__init__()
-        self.in_feature = in_feature
+        super().__init__(
+            in_feature=in_feature,
+            readout=readout,
+            focal_gamma=focal_gamma,
+            loss_weight=loss_weight,
+            ignore_value=ignore_value,
+        )
         self.recurrence = recurrence
-        self.readout = readout
-        self.focal_gamma = focal_gamma
-        self.loss_weight = loss_weight
         self.early_loss_weight = early_loss_weight
-        self.ignore_value = ignore_value
         self.dynamics = DynamicsLog()
 
     @classmethod
@@ -127,12 +162,11 @@ class RecurrentSemSegHead(nn.Module):
         drive = features[self.in_feature]
         if not self.training:
             return self.read_out(self.recurrence(drive).state), {}
-        assert targets is not None, "training needs targets"
         result = self.recurrence(drive, iteration=self.dynamics.begin())
         self.dynamics.keep(result.diagnostics)
-        losses = {"loss_sem_seg": self._loss(result.states or [result.state], targets)}
+        losses = {"loss_sem_seg": self._mean_loss(result.states or [result.state], targets)}
         if result.early_states:
-            early = self._loss(result.early_states, targets)
+            early = self._mean_loss(result.early_states, targets)
             losses["loss_early"] = self.early_loss_weight * early
         losses.update({f"loss_{name}": value for name, value in result.penalties.items()})
         return None, losses
@@ -142,21 +176,12 @@ class RecurrentSemSegHead(nn.Module):
         logits: Tensor = self.readout(to_parts(state)[0])
         return logits
 
-    def _loss(self, states: list[State], targets: Tensor) -> Tensor:
-        losses = [
-            focal_loss(
-                self.read_out(state),
-                targets,
-                gamma=self.focal_gamma,
-                ignore_value=self.ignore_value,
-            )
-            for state in states
-        ]
-        return torch.stack(losses).mean() * self.loss_weight
+    def _mean_loss(self, states: list[State], targets: Tensor | None) -> Tensor:
+        return torch.stack([self.loss(self.read_out(state), targets) for state in states]).mean()
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class FeedForwardSemSegHead(nn.Module):
+class FeedForwardSemSegHead(ContourHead):
     """Convolutions with norm and ReLU in place of the circuit. Two of them have about its number of
     parameters.
 
@@ -183,13 +208,15 @@ class FeedForwardSemSegHead(nn.Module):
         loss_weight: float = 1.0,
         ignore_value: int = 255,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            in_feature=in_feature,
+            readout=readout,
+            focal_gamma=focal_gamma,
+            loss_weight=loss_weight,
+            ignore_value=ignore_value,
+        )
         if layers < 1:
             raise ConfigurationError(f"CRBP.FEEDFORWARD_LAYERS must be at least 1, got {layers}")
-        self.in_feature = in_feature
-        self.focal_gamma = focal_gamma
-        self.loss_weight = loss_weight
-        self.ignore_value = ignore_value
         self.layers = nn.Sequential(
             *(
                 Conv2d(
@@ -206,7 +233,6 @@ class FeedForwardSemSegHead(nn.Module):
         )
         for layer in self.layers:
             nn.init.kaiming_normal_(cast(Conv2d, layer).weight)
-        self.readout = readout
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -225,9 +251,7 @@ class FeedForwardSemSegHead(nn.Module):
         logits = self.readout(self.layers(features[self.in_feature]))
         if not self.training:
             return logits, {}
-        assert targets is not None, "training needs targets"
-        loss = focal_loss(logits, targets, gamma=self.focal_gamma, ignore_value=self.ignore_value)
-        return None, {"loss_sem_seg": loss * self.loss_weight}
+        return None, {"loss_sem_seg": self.loss(logits, targets)}
 
 
 def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

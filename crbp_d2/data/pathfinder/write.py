@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from crbp_d2.data.parallel import ordered_map
-from crbp_d2.data.storage import locked
+from crbp_d2.data.storage import locked, write_whole
 from crbp_d2.data.validate import DatasetError, read_json
 
 from .config import PathfinderConfig
@@ -35,12 +34,6 @@ def _relative_path(config: PathfinderConfig, kind: str, index: int) -> Path:
     return Path(contour_name(config), kind, str(batch + 1), f"sample_{sample}.png")
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
 def _png(image: Bytes) -> bytes:
     encoded, content = cv2.imencode(".png", image)
     if not encoded:
@@ -54,7 +47,7 @@ def _write_sample(root: Path, config: PathfinderConfig, seed: int, index: int) -
     for kind, pixels in ((MASKS, mask * np.uint8(WHITE)), (IMAGES, image)):
         path = root / _relative_path(config, kind, index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, _png(pixels))
+        write_whole(path, _png(pixels))
 
 
 def _check_or_describe(root: Path, config: PathfinderConfig, seed: int) -> None:
@@ -79,7 +72,7 @@ def _check_or_describe(root: Path, config: PathfinderConfig, seed: int) -> None:
         )
     else:
         root.mkdir(parents=True, exist_ok=True)
-        _write_whole(description, json.dumps(wanted, indent=1).encode())
+        write_whole(description, json.dumps(wanted, indent=1).encode())
 
 
 def write_images(
@@ -126,5 +119,5 @@ def write_images(
             pass
         listing = root / f"{contour_name(config)}.txt"
         lines = [f"{path.as_posix()} 0\n" for path in paths]
-        _write_whole(listing, "".join(lines).encode())
+        write_whole(listing, "".join(lines).encode())
     return listing
