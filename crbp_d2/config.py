@@ -24,6 +24,9 @@ def add_crbp_config(cfg: CfgNode) -> None:
     node.STEPS = 20
     # Steps outside training; 0 for the same number.
     node.TEST_STEPS = 0
+    # In training, up to this many steps more, a number drawn anew in every iteration: the answer is
+    # then asked for at every step from STEPS to STEPS + EXTRA_STEPS. 0 for none.
+    node.EXTRA_STEPS = 0
     # In training, a sample's steps end early once |h_t - h_{t-1}| <= TOLERANCE |h_t|; 0.0 for a
     # fixed number of steps. Not for bptt.
     node.TOLERANCE = 0.0
@@ -37,6 +40,12 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # rbp, crbp: end the series once its norm exceeds this, in units of the loss. The released code
     # has 1.0, which silently gives one-step gradients for large losses; 0.0 for no such cap.
     node.NEUMANN_NORM_CAP = 0.0
+    # implicit: relative residual at which GMRES stops, in (0, 1).
+    node.ADJOINT_TOLERANCE = 1e-6
+    # implicit: most vector-Jacobian products between restarts of GMRES. At least 1.
+    node.KRYLOV_SIZE = 100
+    # implicit: most restarts. With 1, KRYLOV_SIZE bounds the products of an iteration. At least 1.
+    node.KRYLOV_RESTARTS = 20
     # tbptt, phantom: last steps that gradients go through.
     node.BACKWARD_STEPS = 3
     # phantom: damping of those steps (tau), in (0, 1].
@@ -73,6 +82,9 @@ def add_crbp_config(cfg: CfgNode) -> None:
     node.SPECTRAL_MARGIN = 0.9
     # Steps of power iteration before the product that is penalised.
     node.SPECTRAL_POWER_STEPS = 4
+    # Weight of the penalty on the squared relative change of the state in the last step, for any
+    # ALGORITHM; 0.0 for none.
+    node.RESIDUAL_WEIGHT = 0.0
     # Compute penalties on this many samples (RoIs), drawn at random, to save memory; 0 for all.
     node.PENALTY_SAMPLES = 0
     # Factor on all penalty weights over training: ((iteration, factor), ...), linear between the
@@ -98,8 +110,8 @@ def add_crbp_config(cfg: CfgNode) -> None:
     node.ACTIVATION = "softplus"
     # hgru: put the new state through a softplus as well, as the released cell does.
     node.RECTIFY_STATE = False
-    # mask_hgru, hgru: initial gate biases, chrono (the paper's intent) or released (without its
-    # logarithm).
+    # mask_hgru, hgru: initial gate biases, chrono (the paper's intent), released (without its
+    # logarithm) or zero (half-open gates).
     node.GATE_BIAS = "chrono"
 
     # --- contour models (Pathfinder) ----------------------------------------------------------

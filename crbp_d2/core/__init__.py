@@ -15,6 +15,7 @@ from crbp_d2.core.penalties import (
     PENALTIES,
     JacobianFrobeniusPenalty,
     LipschitzCoefficientPenalty,
+    ResidualPenalty,
     SpectralPenalty,
     WeightSchedule,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "NonFiniteError",
     "Recurrence",
     "RecurrenceResult",
+    "ResidualPenalty",
     "SpectralPenalty",
     "WeightSchedule",
     "build_estimator",

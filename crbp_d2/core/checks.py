@@ -13,15 +13,15 @@ from crbp_d2.core.penalties import Penalty
 from crbp_d2.core.unrolled import Unrolled
 
 
-def require_step(steps: int, name: str = "steps") -> None:
-    """A number of steps is an integer of at least 1.
+def require_step(steps: int, name: str = "steps", *, least: int = 1) -> None:
+    """A number of steps is an integer of at least 1, or another least number.
 
     Raises:
         ConfigurationError: it isn't.
     """
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, int) or steps < least:
         raise ConfigurationError(
-            f"{name} must be an integer of at least 1, got {steps!r}", option=name
+            f"{name} must be an integer of at least {least}, got {steps!r}", option=name
         )
 
 

@@ -235,7 +235,8 @@ class ImplicitGradient(PlainSteps):
     def __post_init__(self) -> None:
         if not 0 < self.adjoint_tolerance < 1:
             raise ConfigurationError(
-                f"adjoint_tolerance must lie in (0, 1), got {self.adjoint_tolerance}"
+                f"adjoint_tolerance must lie in (0, 1), got {self.adjoint_tolerance}",
+                option="adjoint_tolerance",
             )
         _at_least("max_iterations", self.max_iterations, 1)
         _at_least("krylov_size", self.krylov_size, 1)

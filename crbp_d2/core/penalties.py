@@ -212,16 +212,45 @@ class SpectralPenalty:
         for _ in range(self.power_steps):
             direction = _normalised(vector_jacobian_product(after, before, direction))
         product = vector_jacobian_product(after, before, direction, create_graph=True)
-        squared = torch.stack([rows(wide(part)).square().sum(dim=1) for part in product]).sum(dim=0)
+        squared = _squared_norm(product)
         # The square root has no derivative at zero, where nothing is to be penalised either.
         growth = squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()
         return _reduce([(growth - self.margin).clamp(min=0).square()], self.reduction)
+
+
+@dataclass(frozen=True)
+class ResidualPenalty:
+    """`|F(x, h) - h|^2 / |h|^2` for each sample: asks the last state to be where the circuit rests.
+
+    A radius below 1 says how fast differences die away, and not that the last state is near the
+    equilibrium: what is read out later may be another answer. The gradient is that of one step.
+
+    Attributes:
+        weight: factor of the loss.
+        reduction: `mean` or `sum` over the samples.
+        max_samples: see `Penalty`.
+    """
+
+    weight: Weight = 1.0
+    reduction: str = "mean"
+    max_samples: int | None = None
+    name: str = "residual"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __call__(self, before: Parts, after: Parts) -> Tensor:
+        rest = tuple(part.detach() for part in before)
+        moved = _squared_norm(tuple(a - r for a, r in zip(after, rest, strict=True)))
+        size = _squared_norm(rest)
+        return _reduce([moved / size.clamp(min=torch.finfo(size.dtype).tiny)], self.reduction)
 
 
 PENALTIES = {
     "lcp": LipschitzCoefficientPenalty,
     "frobenius": JacobianFrobeniusPenalty,
     "spectral": SpectralPenalty,
+    "residual": ResidualPenalty,
 }
 """Penalties by name. To add one, write a frozen dataclass like the others and add it here."""
 
@@ -229,6 +258,10 @@ PENALTIES = {
 def _normalised(parts: Parts) -> Parts:
     size = sample_norm(parts)
     return scale_samples(parts, torch.where(size > 0, 1 / size, torch.zeros_like(size)))
+
+
+def _squared_norm(parts: Parts) -> Tensor:
+    return torch.stack([rows(wide(part)).square().sum(dim=1) for part in parts]).sum(dim=0)
 
 
 def _reduce(values: Sequence[Tensor], reduction: str) -> Tensor:

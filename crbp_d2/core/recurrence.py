@@ -91,6 +91,9 @@ class Recurrence(nn.Module):
         algorithm: see above.
         steps: `T` in training, at least 1.
         test_steps: `T` outside training; `None` for the same. They may differ freely.
+        extra_steps: in training, run up to this many steps more, a number drawn anew for each run,
+            so that the answer is asked for at every step from `steps` to `steps + extra_steps` and
+            is to stay there.
         tolerance: in training, stop each sample's unrecorded steps at this relative residual,
             `steps` being the most it takes; `None` for a fixed number.
         test_tolerance: the same outside training.
@@ -118,6 +121,7 @@ class Recurrence(nn.Module):
         algorithm: str = "crbp",
         steps: int = 20,
         test_steps: int | None = None,
+        extra_steps: int = 0,
         tolerance: float | None = None,
         test_tolerance: float | None = None,
         penalties: Sequence[Penalty] | None = None,
@@ -133,6 +137,7 @@ class Recurrence(nn.Module):
         self.estimator: Estimator = build_estimator(name, **options)
         self.steps = steps
         self.test_steps = steps if test_steps is None else test_steps
+        self.extra_steps = extra_steps
         self.tolerance = tolerance
         self.test_tolerance = test_tolerance
         self.early_from = early_from
@@ -142,6 +147,7 @@ class Recurrence(nn.Module):
         self.penalties = tuple(penalties)
         require_step(self.steps)
         require_step(self.test_steps, "test_steps")
+        require_step(self.extra_steps, "extra_steps", least=0)
         require_tolerance("tolerance", tolerance)
         require_tolerance("test_tolerance", test_tolerance)
         self.estimator.check(steps, tolerance)
@@ -208,7 +214,7 @@ class Recurrence(nn.Module):
         if self._observation is not None and observe is None:
             observe, observed_steps = self._observation
             steps = observed_steps if steps is None else steps
-        steps = (self.steps if self.training else self.test_steps) if steps is None else steps
+        steps = self._draw_steps() if steps is None else steps
         require_step(steps)
         tolerance = self.tolerance if self.training else self.test_tolerance
         if tolerance is not None:
@@ -221,7 +227,7 @@ class Recurrence(nn.Module):
         )
         early = None
         if recorded and self.training and self.early_from is not None and steps > 1:
-            early = EarlyStep(steps, self.early_from)
+            early = EarlyStep(min(steps, self.steps), self.early_from)
             observe = early.watch(start, observe)
         run = Run(steps, tolerance, observe)
         unrolled = self._unroll(circuit, start, run, recorded)
@@ -279,6 +285,14 @@ class Recurrence(nn.Module):
             f"algorithm={self.algorithm}, steps={self.steps}, test_steps={self.test_steps}, "
             f"estimator={self.estimator}, penalties={list(self.penalties)}"
         )
+
+    def _draw_steps(self) -> int:
+        if not self.training:
+            return self.test_steps
+        if not self.extra_steps:
+            return self.steps
+        # On the CPU, as reading it from a GPU would wait for all that runs there.
+        return self.steps + int(torch.randint(self.extra_steps + 1, ()))
 
     def _unroll(self, circuit: Circuit, start: Parts, run: Run, recorded: bool) -> Unrolled:
         if recorded:

@@ -17,6 +17,7 @@ from crbp_d2.core import (
     JacobianFrobeniusPenalty,
     LipschitzCoefficientPenalty,
     Recurrence,
+    ResidualPenalty,
     SpectralPenalty,
     WeightSchedule,
 )
@@ -28,13 +29,14 @@ KEYS = {
     "activation_name": "ACTIVATION",
     "bound": "LCP_BOUND",
     "length": "BACKWARD_STEPS",
+    "max_iterations": "KRYLOV_RESTARTS",
     "margin": "SPECTRAL_MARGIN",
     "max_samples": "PENALTY_SAMPLES",
     "norm_cap": "NEUMANN_NORM_CAP",
     "points": "PENALTY_SCHEDULE",
     "power_steps": "SPECTRAL_POWER_STEPS",
     "reduction": "LCP_REDUCTION",
-    "weight": "LCP_WEIGHT, FROBENIUS_WEIGHT or SPECTRAL_WEIGHT",
+    "weight": "LCP_WEIGHT, FROBENIUS_WEIGHT, SPECTRAL_WEIGHT or RESIDUAL_WEIGHT",
 }
 """Keys of `CRBP` that are not their argument's name in capitals."""
 
@@ -61,6 +63,7 @@ def recurrence(node: CfgNode) -> Recurrence:
             algorithm=node.ALGORITHM,
             steps=node.STEPS,
             test_steps=node.TEST_STEPS or None,
+            extra_steps=node.EXTRA_STEPS,
             tolerance=node.TOLERANCE or None,
             test_tolerance=node.TEST_TOLERANCE or None,
             penalties=penalties(node),
@@ -116,6 +119,12 @@ def estimator_options(node: CfgNode) -> dict[str, Any]:
             "neumann_tolerance": node.NEUMANN_TOLERANCE,
             "norm_cap": node.NEUMANN_NORM_CAP or None,
         }
+    if name == "implicit":
+        return {
+            "adjoint_tolerance": node.ADJOINT_TOLERANCE,
+            "krylov_size": node.KRYLOV_SIZE,
+            "max_iterations": node.KRYLOV_RESTARTS,
+        }
     if name == "bptt":
         return {"every_step": node.LOSS_ON_EVERY_STEP, "checkpointed": node.CHECKPOINT}
     if name == "tbptt":
@@ -168,6 +177,9 @@ def penalties(node: CfgNode) -> tuple[Penalty, ...]:
                 max_samples=samples,
             )
         )
+    if node.RESIDUAL_WEIGHT:
+        weight = scheduled(node.RESIDUAL_WEIGHT)
+        chosen.append(ResidualPenalty(weight=weight, max_samples=samples))
     return tuple(chosen)
 
 

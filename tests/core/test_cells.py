@@ -121,6 +121,8 @@ def test_gate_biases_are_chrono_or_as_released(build):
     assert float(released.suppression_gate.bias.min()) >= 1
     assert float(released.suppression_gate.bias.max()) > 15
     assert torch.equal(released.recurrent_gate.bias, -released.suppression_gate.bias)
+    zero = build(channels=64, chrono_steps=20, gate_bias="zero")
+    assert not zero.suppression_gate.bias.any() and not zero.recurrent_gate.bias.any()
     for steps in (1, 2):
         assert not build(channels=4, chrono_steps=steps).suppression_gate.bias.any()
 
@@ -199,7 +201,7 @@ def test_group_norm_takes_what_divides_the_channels():
         ({"kernel_size": 4}, "odd"),
         ({"kernel_size": 0}, "odd"),
         ({"norm": "SyncBN"}, "'BN', 'GN', 'IN'"),
-        ({"gate_bias": "zero"}, "chrono, released"),
+        ({"gate_bias": "open"}, "chrono, released, zero"),
         ({"gate": "global"}, "gala, pointwise"),
         ({"activation_name": "gelu"}, "softplus"),
         ({"channels": 2}, "at least 4"),

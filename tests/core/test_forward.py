@@ -14,7 +14,15 @@ from crbp_d2.core import (
     Recurrence,
 )
 from crbp_d2.core.cells.parts import StateBatchNorm2d
-from tests.core.circuits import CIRCUITS, LinearCell, circuit, flatten, start, vector_drive
+from tests.core.circuits import (
+    CIRCUITS,
+    LinearCell,
+    TanhCell,
+    circuit,
+    flatten,
+    start,
+    vector_drive,
+)
 
 STEPS = 12
 
@@ -55,6 +63,20 @@ def test_steps_in_training_and_testing_differ_freely():
     assert float(recurrence(drive, steps=5).diagnostics.steps[0]) == 5
     recurrence.eval()
     assert float(recurrence(drive).diagnostics.steps[0]) == 7
+
+
+@pytest.mark.parametrize("algorithm", ["crbp", "bptt", "tbptt", "phantom"])
+def test_extra_steps_are_drawn_in_training_only(algorithm):
+    torch.manual_seed(0)
+    cell, drive = TanhCell(), vector_drive()
+    recurrence = Recurrence(cell, algorithm=algorithm, steps=6, extra_steps=3)
+    taken = [recurrence(drive).diagnostics.steps for _ in range(60)]
+    assert all(bool((one == one[0]).all()) for one in taken)
+    assert {int(one[0]) for one in taken} == {6, 7, 8, 9}
+    assert recurrence(drive, steps=5).diagnostics.steps.tolist() == [5, 5]
+    assert recurrence.eval()(drive).diagnostics.steps.tolist() == [6, 6]
+    with pytest.raises(ConfigurationError, match="extra_steps must be an integer of at least 0"):
+        Recurrence(cell, algorithm=algorithm, steps=6, extra_steps=-1)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -11,6 +11,7 @@ from crbp_d2.core import (
     JacobianFrobeniusPenalty,
     LipschitzCoefficientPenalty,
     Recurrence,
+    ResidualPenalty,
     SpectralPenalty,
     WeightSchedule,
     spectral_radius,
@@ -220,3 +221,30 @@ def test_no_samples_give_penalties_of_zero():
 def test_impossible_penalties_are_refused(make, key):
     with pytest.raises(ConfigurationError, match=key):
         make()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_residual_penalty_and_its_gradient_are_those_of_the_last_step(pair, reduction):
+    cell, drive, before, after = pair
+    value = ResidualPenalty(reduction=reduction)(before, after)
+    rest = [flatten(tuple(part[n : n + 1].detach() for part in before)) for n in range(len(drive))]
+    moved = [flatten(tuple(part[n : n + 1] for part in after)) for n in range(len(drive))]
+    each = torch.stack(
+        [(m - r).square().sum() / r.square().sum() for m, r in zip(moved, rest, strict=True)]
+    )
+    expected = each.mean() if reduction == "mean" else each.sum()
+    assert torch.allclose(value, expected, rtol=1e-12)
+    weights = list(cell.parameters())
+    found = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+    wanted = torch.autograd.grad(expected, weights, allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, rtol=1e-10, atol=1e-14)
+
+
+def test_a_state_at_rest_costs_nothing_and_zero_states_no_nan():
+    cell, drive = LinearCell(rho=0.5), vector_drive()
+    rest = as_leaves(to_parts(fixed_point(cell, drive)))
+    assert ResidualPenalty()(rest, Circuit(cell, drive, rest[0])(rest)) < 1e-20
+    zero = as_leaves((torch.zeros(3, 4, dtype=torch.float64),))
+    assert ResidualPenalty()(zero, zero) == 0

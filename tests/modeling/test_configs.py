@@ -8,6 +8,8 @@ from detectron2.modeling import build_model
 
 import crbp_d2.modeling  # noqa: F401  registers RecurrentMaskHead
 from crbp_d2.core import ConfigurationError
+from crbp_d2.core.estimators import ImplicitGradient
+from crbp_d2.modeling.build import recurrence
 from tests.modeling.conftest import CONFIGS
 
 NAMES = sorted(
@@ -55,7 +57,7 @@ def test_trainable_parameters_are_the_published_numbers(name, parameters, load_c
         ("KERNEL_SIZE", 4, r"CRBP\.KERNEL_SIZE.*odd"),
         ("GATE", "none", r"CRBP\.GATE.*gala, pointwise"),
         ("ACTIVATION", "gelu", r"CRBP\.ACTIVATION.*softplus"),
-        ("GATE_BIAS", "zero", r"CRBP\.GATE_BIAS.*chrono, released"),
+        ("GATE_BIAS", "open", r"CRBP\.GATE_BIAS.*chrono, released, zero"),
         ("ON_NONFINITE", "ignore", r"CRBP\.ON_NONFINITE.*raise, skip"),
         ("PENALTY_SAMPLES", -1, r"CRBP\.PENALTY_SAMPLES"),
         ("PENALTY_SCHEDULE", ((5, 1.0), (5, 2.0)), r"CRBP\.PENALTY_SCHEDULE.*ascending"),
@@ -68,6 +70,17 @@ def test_an_impossible_value_is_refused_by_its_key(key, value, message, load_con
     cfg = load_config("quick/shapes_crbp.yaml", f"CRBP.{key}", value)
     with pytest.raises(ConfigurationError, match=message):
         build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ADJOINT_TOLERANCE", 1.0), ("KRYLOV_SIZE", 0), ("KRYLOV_RESTARTS", 0)]
+)
+def test_the_linear_solver_is_set_by_its_keys(key, value, load_config):
+    usual = ("CRBP.ALGORITHM", "implicit", "CRBP.ADJOINT_TOLERANCE", 0.01, "CRBP.KRYLOV_SIZE", 7)
+    estimator = recurrence(load_config("quick/shapes_crbp.yaml", *usual).CRBP).estimator
+    assert estimator == ImplicitGradient(adjoint_tolerance=0.01, krylov_size=7)
+    with pytest.raises(ConfigurationError, match=rf"CRBP\.{key}"):
+        recurrence(load_config("quick/shapes_crbp.yaml", *usual, f"CRBP.{key}", value).CRBP)
 
 
 def test_every_key_is_explained_in_the_readme(load_config):

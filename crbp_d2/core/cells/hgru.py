@@ -36,7 +36,8 @@ class HGRUCell(nn.Module):
             models hardly learn; 1 is the usual start.
         rectify_state: put the new state through a softplus as well, as the released cell does and
             the paper's equations do not.
-        gate_bias: `chrono` (the paper's intent) or `released`, see `initialise_gate_biases`.
+        gate_bias: `chrono` (the paper's intent), `released` or `zero`; see
+            `initialise_gate_biases`.
         chrono_steps: `T` of the chrono initialisation.
 
     Raises:

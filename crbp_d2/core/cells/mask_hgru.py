@@ -38,7 +38,8 @@ class MaskHGRUCell(nn.Module):
         norm: see `state_norm`.
         norm_scale: initial scale of the norms (released: 0.1).
         activation_name: `phi` (paper: softplus).
-        gate_bias: `chrono` (the paper's intent) or `released`, see `initialise_gate_biases`.
+        gate_bias: `chrono` (the paper's intent), `released` or `zero`; see
+            `initialise_gate_biases`.
         chrono_steps: `T` of the chrono initialisation.
 
     Raises:

@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 NORMS = ("", "BN", "GN", "IN")
-GATE_BIASES = ("chrono", "released")
+GATE_BIASES = ("chrono", "released", "zero")
 GROUPS = 32
 
 
@@ -128,12 +128,13 @@ def initialise_gate_biases(
 
     `chrono` (Tallec & Ollivier 2018): `b = log U(1, T-1)`, so that the state moves on time scales
     from one step to `T`. `released`: `b = U(1, T-1)`, as in the released code, which computes the
-    logarithm and throws it away; the recurrent gates then hardly open.
+    logarithm and throws it away; the recurrent gates then hardly open. `zero`: half-open gates,
+    with which the state moves fast and settles soon.
 
     Args:
         suppression: bias to fill, `(C,)`.
         recurrent: bias to fill, `(C,)`.
-        kind: `chrono` or `released`.
+        kind: see above.
         steps: `T`; up to 2 it gives biases of 0 (`chrono`) or 1 (`released`).
 
     Raises:
@@ -147,6 +148,8 @@ def initialise_gate_biases(
         suppression.uniform_(1, max(steps - 1, 1))
         if kind == "chrono":
             suppression.log_()
+        elif kind == "zero":
+            suppression.zero_()
         recurrent.copy_(-suppression)
 
 
