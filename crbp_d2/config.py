@@ -87,8 +87,9 @@ def add_crbp_config(cfg: CfgNode) -> None:
     node.RESIDUAL_WEIGHT = 0.0
     # Compute penalties on this many samples (RoIs), drawn at random, to save memory; 0 for all.
     node.PENALTY_SAMPLES = 0
-    # Factor on all penalty weights over training: ((iteration, factor), ...), linear between the
-    # points. ((1000, 0.0), (2000, 1.0)) learns first and contracts afterwards. () for none.
+    # Factor on all penalty weights and on EXTRA_STEPS over training: ((iteration, factor), ...),
+    # linear between the points. ((1000, 0.0), (2000, 1.0)) learns first and contracts afterwards.
+    # () for none.
     node.PENALTY_SCHEDULE = ()
 
     # --- circuit ------------------------------------------------------------------------------
