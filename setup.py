@@ -43,7 +43,7 @@ EXTRAS = {
     "panoptic": ["panopticapi-lite"],
     "deq": ["torchdeq"],
     "viz": ["matplotlib", "scikit-learn", "tensorboard"],
-    "dev": ["mypy", "pytest", "ruff"],
+    "dev": ["mypy", "pytest", "ruff", "selenium"],
 }
 
 setup(
@@ -53,6 +53,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["crbp_d2", "crbp_d2.*"]),
+    package_data={
+        "crbp_d2.analysis.page": ["*.css", "*.html", "*.js"],
+        "crbp_d2.analysis.published": ["*.csv", "*.md"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

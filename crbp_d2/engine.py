@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import pickle
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,32 +187,38 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The configuration of a run, with its data sets ready and its log open.
-
-    Numbers of classes are those of the data sets. Without a GPU the model goes to the CPU.
-
-    Args:
-        args: of `argument_parser`.
-
-    Returns:
-        The frozen config.
+def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The configuration that a file and `KEY VALUE ...` describe, not frozen.
 
     Raises:
         ConfigurationError: there is no such config file.
-        DatasetError: a data set can't be used.
-        KeyError: a data set is not registered, or the config has an unknown key.
+        KeyError: the config has an unknown key.
     """
-    if not PathManager.isfile(args.config_file):
+    if not PathManager.isfile(config_file):
         raise ConfigurationError(
-            f"--config-file {args.config_file or '(none given)'}: no such file; name one, as "
+            f"--config-file {config_file or '(none given)'}: no such file; name one, as "
             "configs/quick/shapes_crbp.yaml"
         )
     cfg = get_cfg()
     add_crbp_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="crbp_d2")
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
+    """Make a configuration's data sets ready, fill in what follows from them, and freeze it.
+
+    Numbers of classes are those of the data sets. Without a GPU the model goes to the CPU.
+
+    Args:
+        cfg: changed in place.
+        eval_only: the training data are not needed.
+
+    Raises:
+        DatasetError: a data set can't be used.
+        KeyError: a data set is not registered.
+    """
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("no GPU is available: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
@@ -220,13 +227,27 @@ def setup(args: argparse.Namespace) -> CfgNode:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     if cfg.CRBP.DATASETS_FILE:
         register_from_file(cfg.CRBP.DATASETS_FILE)
-    names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:
         ensure_prepared(name)
     require_same_classes(names)
     for name in names[:1]:
         set_num_classes(cfg, name)
     cfg.freeze()
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The frozen configuration of a run, with its data sets ready and its log open.
+
+    Args:
+        args: of `argument_parser`.
+
+    Raises:
+        ConfigurationError, DatasetError, KeyError: see `read_config` and `prepare`.
+    """
+    cfg = read_config(args.config_file, args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="crbp_d2")
+    prepare(cfg, eval_only=args.eval_only)
     default_setup(cfg, args)
     return cfg
 
@@ -235,17 +256,47 @@ def load_model(cfg: CfgNode, *, resume: bool) -> torch.nn.Module:
     """The model with the weights of `MODEL.WEIGHTS`, or with `resume` of the last checkpoint.
 
     Raises:
-        ConfigurationError: there are none, so that random weights would be evaluated.
+        ConfigurationError: there are none, or they are those of another architecture, so that
+            random weights would be evaluated.
     """
     model: torch.nn.Module = Trainer.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+    resumed = resume and checkpointer.has_checkpoint()
+    if not cfg.MODEL.WEIGHTS and not resumed:
         raise ConfigurationError(
             "MODEL.WEIGHTS names no weights to evaluate: add MODEL.WEIGHTS "
             f"{cfg.OUTPUT_DIR}/model_final.pth, or --resume for the last checkpoint there"
         )
+    path = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
+    # Other formats name their weights otherwise; Detectron2 matches them and says what it found.
+    if path.endswith(".pth"):
+        _require_weights(model, path)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     return model
+
+
+def _require_weights(model: torch.nn.Module, path: str) -> None:
+    """Refuse a checkpoint that lacks weights of the model, or has them in other shapes."""
+    try:
+        with PathManager.open(path, "rb") as file:
+            stored = torch.load(file, map_location="cpu", weights_only=False)
+    except (OSError, pickle.UnpicklingError) as error:
+        raise ConfigurationError(
+            f"MODEL.WEIGHTS {path}: can't be read as a checkpoint ({error})"
+        ) from error
+    weights = stored.get("model", stored)
+    wrong = [
+        name
+        for name, parameter in model.named_parameters()
+        if name not in weights or tuple(weights[name].shape) != tuple(parameter.shape)
+    ]
+    if wrong:
+        raise ConfigurationError(
+            f"MODEL.WEIGHTS {path}: of another architecture than the config; it lacks "
+            f"{len(wrong)} weights of the model, or has them in other shapes: "
+            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. Give the config file the "
+            "model was trained with (config.yaml beside the checkpoint)"
+        )
 
 
 def main(args: argparse.Namespace) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ EXTRAS = "dev,viz,deq"
 MODULES = (
     *("torch", "torchvision", "numpy", "PIL", "cv2", "scipy", "tqdm", "tabulate", "yaml"),
     *("fvcore", "pycocotools", "panopticapi", "portalocker", "torchdeq"),
-    *("matplotlib", "sklearn", "tensorboard", "pytest", "ruff", "mypy"),
+    *("matplotlib", "sklearn", "tensorboard", "pytest", "ruff", "mypy", "selenium"),
 )
 NEEDED_GIGABYTES = 8
 

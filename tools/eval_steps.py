@@ -1,29 +1,47 @@
 #!/usr/bin/env python3
-"""Scores of a Pathfinder model at several steps and on several data sets, in one pass over each.
+"""Scores of a model at several steps and on several data sets, in one pass over each.
 
-Writes steps.csv to OUTPUT_DIR and prints F1 and the relative change of the state.
+Backbone, proposals and boxes are computed once an image, and the recurrent head runs once, to the
+last step. Panoptic models: PQ, PQ of things and of stuff, mask AP; Pathfinder models: F1, balanced
+accuracy, precision, recall, IoU. Writes steps.csv, .png and .pdf to OUTPUT_DIR.
 
-example, a model trained on contours of 14 dashes at N, 2N and 4N steps on 14, 20 and 25:
+examples:
+  tools/eval_steps.py --config-file configs/R50_FPN_crbp_1x.yaml --steps 1-30 \\
+      --published panoptic_R50 MODEL.WEIGHTS output/model_final.pth
+  a model trained on contours of 14 dashes at N, 2N and 4N steps on 14, 20 and 25:
   tools/eval_steps.py --config-file configs/pathfinder/hgru_14.yaml --steps N,2N,4N \\
       MODEL.WEIGHTS outputs/pathfinder_14_hgru/model_final.pth \\
       DATASETS.TEST "('pathfinder_14_test', 'pathfinder_20_test', 'pathfinder_25_test')"
+  another run, already evaluated, in the same figure:
+  tools/eval_steps.py ... --plot-with BPTT=outputs/bptt/steps.csv
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from tabulate import tabulate
 from tqdm import tqdm
 
-from crbp_d2.analysis.steps import evaluate_steps, find_recurrence, parse_steps, write_csv
+from crbp_d2.analysis.outputs import find_recurrence
+from crbp_d2.analysis.published import per_step
+from crbp_d2.analysis.runs import split_label
+from crbp_d2.analysis.steps import (
+    evaluate_at_each,
+    evaluate_steps,
+    parse_steps,
+    read_csv,
+    step_evaluators,
+    write_csv,
+)
+from crbp_d2.analysis.steps_figure import Curve, write_figure
 from crbp_d2.data import build_test_loader
-from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.engine import argument_parser, load_model, setup
 
 
 def main() -> None:
-    """Parse the arguments, evaluate, print."""
+    """Parse the arguments, evaluate, write, print."""
     parser = argument_parser()
     parser.description = __doc__
     parser.epilog = None
@@ -31,30 +49,72 @@ def main() -> None:
     parser.add_argument(
         "--steps", default="N/2,N,2N,4N", help="such as 1-30, or N,2N,4N (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="images (default: 16)")
+    parser.add_argument("--batch-size", type=int, help="images (default: 16, panoptic 1)")
+    parser.add_argument("--label", default="this run", help="in the figure")
+    parser.add_argument(
+        "--plot-with", nargs="+", default=[], metavar="LABEL=CSV", help="steps.csv of other runs"
+    )
+    parser.add_argument(
+        "--published", metavar="NAME", help="the paper's curves: pathfinder_14 or panoptic_R50"
+    )
+    parser.add_argument(
+        "--check-repeated",
+        action="store_true",
+        help="also evaluate every step by itself; compare the scores, print the ratio of the times",
+    )
     arguments = parser.parse_args()
     arguments.eval_only = True
     cfg = setup(arguments)
-    other = [name for name in cfg.DATASETS.TEST if not is_pathfinder(name)]
-    if other or not cfg.DATASETS.TEST:
-        parser.error(f"DATASETS.TEST must name Pathfinder data, not {', '.join(other) or 'none'}")
+    if not cfg.DATASETS.TEST:
+        parser.error("DATASETS.TEST names no data set to evaluate on")
+    output = Path(cfg.OUTPUT_DIR)
+    found, lines = {}, []
     try:
         steps = parse_steps(arguments.steps, cfg.CRBP.STEPS)
+        others = {label: read_csv(path) for label, path in map(split_label, arguments.plot_with)}
+        published = per_step(arguments.published) if arguments.published else None
         model = load_model(cfg, resume=arguments.resume).eval()
         find_recurrence(model)
+        for name in cfg.DATASETS.TEST:
+            evaluators = step_evaluators(name)
+            size = arguments.batch_size or (1 if hasattr(model, "roi_heads") else 16)
+            loader = build_test_loader(cfg, name, batch_size=size)
+            begin = time.perf_counter()
+            found[name] = evaluate_steps(model, tqdm(loader, name), steps, evaluators)
+            taken = time.perf_counter() - begin
+            if arguments.check_repeated:
+                begin = time.perf_counter()
+                repeated = evaluate_at_each(model, loader, tqdm(steps, "repeated"), evaluators)
+                ratio = (time.perf_counter() - begin) / taken
+                worst = max(
+                    abs(one.scores[key] - again[key])
+                    for one, again in zip(found[name], repeated, strict=True)
+                    for key in again
+                    if again[key] == again[key]
+                )
+                lines.append(
+                    f"{name}: one pass took {taken:.1f} s, an evaluation for every step "
+                    f"{ratio:.1f} times as long; largest difference of a score {worst:.2g}"
+                )
     except ValueError as error:
         parser.error(str(error))
-    found = {}
-    for name in cfg.DATASETS.TEST:
-        loader = build_test_loader(cfg, name, batch_size=arguments.batch_size)
-        found[name] = evaluate_steps(model, tqdm(loader, name), steps)
-    output = Path(cfg.OUTPUT_DIR) / "steps.csv"
-    write_csv(output, found)
-    rows = [[name, one.step, one.scores["F1"], one.change] for name in found for one in found[name]]
-    table = tabulate(
-        rows, ["data set", "step", "F1", "change"], "pipe", floatfmt=("", "d", ".4f", ".5f")
-    )
-    sys.stdout.write(f"{table}\n\nAll scores: {output}\n")
+    write_csv(output / "steps.csv", found, cfg.CRBP.STEPS)
+    curves = [
+        Curve(f"{label}, {name}" if len(entries) > 1 else label, trained, one)
+        for label, (entries, trained) in {
+            arguments.label: (found, cfg.CRBP.STEPS),
+            **others,
+        }.items()
+        for name, one in entries.items()
+    ]
+    write_figure(output / "steps", curves, published)
+    names = list(next(iter(found.values()))[0].scores)
+    rows = [
+        [name, one.step, *one.scores.values(), one.change] for name in found for one in found[name]
+    ]
+    forms = ("", "d", *[".4f" if "F1" in names else ".2f"] * len(names), ".5f")
+    table = tabulate(rows, ["data set", "step", *names, "change"], "pipe", floatfmt=forms)
+    sys.stdout.write("\n".join([table, "", *lines, f"Scores and figure: {output}/steps.*"]) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from crbp_d2.analysis.steps import evaluate_steps, radius_after
+from crbp_d2.analysis.stability import radius_after
+from crbp_d2.analysis.steps import evaluate_steps, step_evaluators
 from crbp_d2.data import build_test_loader
 from crbp_d2.data.storage import write_json
 from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
@@ -98,7 +99,8 @@ def measure(
         return [scores["pathfinder"]["F1"]] * 4, None, None
     # By their position, as T/2 and T are the same step where T is 1.
     wanted = [max(steps // 2, 1), steps, 2 * steps, 4 * steps]
-    found = {one.step: one for one in evaluate_steps(model, loader, wanted)}
+    evaluators = step_evaluators("pathfinder_tiny_val")
+    found = {one.step: one for one in evaluate_steps(model, loader, wanted, evaluators)}
     radius = radius_after(model, next(iter(loader))[:8], steps=steps)
     return (
         [found[step].scores["F1"] for step in wanted],

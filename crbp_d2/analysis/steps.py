@@ -1,7 +1,8 @@
-"""What a contour model says at every step, and how its state moves: one pass over the data."""
+"""Scores of a model at every step, in one pass over the data."""
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import re
@@ -10,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 
-from crbp_d2.core import Recurrence, spectral_radius
-from crbp_d2.core.diagnostics import relative_residual
-from crbp_d2.core.state import Parts, from_parts
+from crbp_d2.analysis.outputs import Batch, find_recurrence, outputs_at
+from crbp_d2.core import ConfigurationError
+from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.storage import write_whole
-from crbp_d2.evaluation.pathfinder import count_pixels, scores
+from crbp_d2.evaluation import PanopticEvaluator
+from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
 
-Batch = list[dict[str, Any]]
+PANOPTIC = ("PQ", "PQ_th", "PQ_st", "mask_AP")
+CONTOUR = ("F1", "balanced_accuracy", "precision", "recall", "IoU")
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ class StepScores:
 
     Attributes:
         step: 1, 2, ...
-        scores: F1 and its companions, pooled over pixels, in 0..1.
-        change: mean over images of `|h_t - h_{t-1}| / |h_t|`.
+        scores: `CONTOUR`, pooled over pixels, in 0..1; or `PANOPTIC`, in percent, NaN for a kind
+            that does not occur.
+        change: mean over images (mask heads: RoIs) of `|h_t - h_{t-1}| / |h_t|`; NaN without any.
     """
 
     step: int
@@ -38,103 +42,121 @@ class StepScores:
     change: float
 
 
-def find_recurrence(model: nn.Module) -> Recurrence:
-    """The one recurrence of a model.
+def step_evaluators(dataset_name: str) -> list[DatasetEvaluator]:
+    """The evaluators whose scores are taken at every step; see `scores_of`.
 
     Raises:
-        ValueError: it has none, or several.
+        ConfigurationError: the data set is neither of Pathfinder nor a panoptic one.
     """
-    found = [module for module in model.modules() if isinstance(module, Recurrence)]
-    if len(found) != 1:
-        raise ValueError(
-            f"{type(model).__name__} has {len(found)} recurrent circuits, but one is needed: this "
-            "is about models with RecurrentSemSegHead or RecurrentMaskHead"
+    if is_pathfinder(dataset_name):
+        return [PathfinderEvaluator(distributed=False)]
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("evaluator_type") != "coco_panoptic_seg":
+        raise ConfigurationError(
+            f"DATASETS.TEST: {dataset_name} is neither a Pathfinder nor a panoptic data set"
         )
-    return found[0]
+    evaluators: list[DatasetEvaluator] = [PanopticEvaluator(dataset_name)]
+    if metadata.thing_dataset_id_to_contiguous_id:
+        evaluators.append(
+            COCOEvaluator(dataset_name, ("segm",), distributed=False, use_fast_impl=False)
+        )
+    return evaluators
 
 
-def evaluate_steps(model: Any, batches: Iterable[Batch], steps: Sequence[int]) -> list[StepScores]:
-    """Scores of a contour model at several steps. The circuit runs once, to the last of them.
+def scores_of(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The scores of `StepScores`, from the results of `step_evaluators`."""
+    if "pathfinder" in results:
+        return {name: float(results["pathfinder"][name]) for name in CONTOUR}
+    found = {name: float(results["panoptic_seg"][name]) for name in PANOPTIC[:3]}
+    return {**found, "mask_AP": float(results.get("segm", {}).get("AP", float("nan")))}
+
+
+def evaluate_steps(
+    model: Any,
+    batches: Iterable[Batch],
+    steps: Sequence[int],
+    evaluators: Sequence[DatasetEvaluator],
+) -> list[StepScores]:
+    """Scores of a model at several steps; see `outputs_at` for what is computed once.
 
     Args:
-        model: a `SemanticSegmentor` with `RecurrentSemSegHead`, in evaluation mode.
-        batches: mapped Pathfinder records, with `image` and `sem_seg`.
+        model: see `outputs_at`.
+        batches: mapped records.
         steps: at least 1, in any order.
+        evaluators: of `step_evaluators`; every step gets copies, which share the ground truth.
 
     Returns:
         One entry a step, ascending.
 
     Raises:
-        ValueError: no step, a step below 1, no batch, or a model of another kind.
+        ConfigurationError: no step, a step below 1, or a model of another kind.
+        ValueError: no image was given.
     """
     wanted = sorted(set(steps))
-    if not wanted or wanted[0] < 1:
-        raise ValueError(f"steps must be at least 1, got {list(steps)}")
-    recurrence, head = find_recurrence(model), model.sem_seg_head
-    counts: dict[int, list[list[int]]] = {step: [] for step in wanted}
-    changes: dict[int, list[Tensor]] = {step: [] for step in wanted}
+    of_step = {step: DatasetEvaluators([_fresh(one) for one in evaluators]) for step in wanted}
+    changes: dict[int, list[torch.Tensor]] = {step: [] for step in wanted}
+    empty = True
     for batch in batches:
-        previous: Parts = ()
-
-        def observe(step: int, parts: Parts, batch: Batch = batch) -> None:
-            nonlocal previous
-            if step in counts:
-                logits = head.read_out(parts)
-                counts[step] += [
-                    count_pixels(one, record["sem_seg"])
-                    for one, record in zip(logits, batch, strict=True)
-                ]
-                start = previous or tuple(torch.zeros_like(part) for part in parts)
-                changes[step].append(relative_residual(parts, start))
-            previous = parts
-
-        with torch.no_grad(), recurrence.observing(observe, steps=wanted[-1]):
-            model(batch)
-    if not counts[wanted[0]]:
-        raise ValueError("no image was given")
+        empty = False
+        for one in outputs_at(model, batch, wanted):
+            of_step[one.step].process(batch, one.outputs)
+            changes[one.step].append(one.change.cpu())
+    if empty:
+        raise ValueError("no image was given: the data set is empty")
     return [
         StepScores(
             step,
-            {k: float(v) for k, v in scores(np.sum(counts[step], axis=0)).items()},
+            scores_of(of_step.pop(step).evaluate()),
             float(torch.cat(changes[step]).mean()),
         )
         for step in wanted
     ]
 
 
-def radius_after(
-    model: nn.Module, batch: Batch, *, steps: int, iterations: int = 50, averaged: int = 20
-) -> Tensor:
-    """Spectral radius of the circuit's Jacobian after some steps, `(N,)`, by power iteration.
+def evaluate_at_each(
+    model: Any,
+    batches: Iterable[Batch],
+    steps: Iterable[int],
+    evaluators: Sequence[DatasetEvaluator],
+) -> list[dict[str, float]]:
+    """The scores of `evaluate_steps` the long way: the whole model on all data for every step.
 
     Args:
-        model: in evaluation mode, so that its samples don't depend on each other.
-        batch: what the model takes.
-        steps: after which the circuit is linearised, at least 1.
-        iterations, averaged: see `crbp_d2.core.spectral_radius`.
+        model: with one recurrence, in evaluation mode.
+        batches: can be run through once a step.
+        steps: at least 1.
+        evaluators: of `step_evaluators`.
+
+    Returns:
+        The scores of each step.
     """
     recurrence = find_recurrence(model)
-    seen: dict[str, Any] = {}
-
-    def observe(step: int, parts: Parts) -> None:
-        seen["state"] = parts
-
-    handle = recurrence.register_forward_pre_hook(lambda _, inputs: seen.update(drive=inputs[0]))
+    usual, scores = recurrence.test_steps, []
     try:
-        with torch.no_grad(), recurrence.observing(observe, steps=steps):
-            model(batch)
+        for step in steps:
+            recurrence.test_steps = step
+            evaluator = DatasetEvaluators([_fresh(one) for one in evaluators])
+            for batch in batches:
+                with torch.no_grad():
+                    evaluator.process(batch, model(batch))
+            scores.append(scores_of(evaluator.evaluate()))
     finally:
-        handle.remove()
-    drive = seen["drive"]
-    state = from_parts(seen["state"], recurrence.initial_state(drive))
-    return spectral_radius(recurrence.cell, drive, state, iterations=iterations, averaged=averaged)
+        recurrence.test_steps = usual
+    return scores
+
+
+def _fresh(evaluator: DatasetEvaluator) -> DatasetEvaluator:
+    """A copy without predictions that shares the rest, such as annotations of a gigabyte."""
+    fresh = copy.copy(evaluator)
+    fresh.reset()
+    return fresh
 
 
 def parse_steps(text: str, trained: int) -> list[int]:
     """Steps from a list such as `1-30`, `N,2N,4N` or `6,12,N/2`, with `N` the trained number.
 
     Raises:
-        ValueError: another form, or a step below 1.
+        ConfigurationError: another form, or a step below 1.
     """
     steps: set[int] = set()
     for part in text.replace(" ", "").split(","):
@@ -145,28 +167,48 @@ def parse_steps(text: str, trained: int) -> list[int]:
         elif first.isdecimal() and (last.isdecimal() or part == first):
             steps.update(range(int(first), int(last or first) + 1))
         else:
-            raise ValueError(
+            raise ConfigurationError(
                 f"--steps: {part!r} is no step; give numbers, ranges such as 1-30, and N, 2N or "
                 "N/2 for the trained number of steps, separated by commas"
             )
     if not steps or min(steps) < 1:
-        raise ValueError(f"--steps {text}: steps must be at least 1")
+        raise ConfigurationError(f"--steps {text}: steps must be at least 1")
     return sorted(steps)
 
 
-def write_csv(path: Path, found: Mapping[str, Sequence[StepScores]]) -> None:
-    """Write `data set,step,change,F1,...`, whole or not at all.
+def write_csv(path: Path, found: Mapping[str, Sequence[StepScores]], trained: int) -> None:
+    """Write `data set,trained steps,step,change,<scores>`, whole or not at all.
 
     Args:
         path: of the file; its folder is made.
-        found: name of a data set -> its scores.
+        found: name of a data set -> its scores, of the same kind.
+        trained: steps the model was trained for.
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     names = list(next(iter(found.values()))[0].scores)
-    writer.writerow(["data set", "step", "change", *names])
+    writer.writerow(["data set", "trained steps", "step", "change", *names])
     for name, entries in found.items():
         for one in entries:
-            writer.writerow([name, one.step, one.change, *one.scores.values()])
+            writer.writerow([name, trained, one.step, one.change, *one.scores.values()])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, table.getvalue().encode())
+
+
+def read_csv(path: Path) -> tuple[dict[str, list[StepScores]], int]:
+    """What `write_csv` wrote: the scores by data set, and the trained number of steps.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is another one.
+    """
+    try:
+        lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        found: dict[str, list[StepScores]] = {}
+        for line in lines:
+            name, trained = line.pop("data set"), int(line.pop("trained steps"))
+            step, change = int(line.pop("step")), float(line.pop("change"))
+            scores = {key: float(value) for key, value in line.items()}
+            found.setdefault(name, []).append(StepScores(step, scores, change))
+        return found, trained
+    except (OSError, KeyError, ValueError, UnboundLocalError) as error:
+        raise ConfigurationError(f"{path}: not a steps.csv of tools/eval_steps.py") from error

@@ -318,6 +318,9 @@ class Recurrence(nn.Module):
     ) -> None:
         """Put the penalties into the result, over all samples or those that `usable` indexes."""
         for penalty in self.penalties:
+            weight = weight_at(penalty.weight, iteration)
+            if not weight and isinstance(penalty.weight, WeightSchedule):
+                continue
             before, after, share, chosen = unrolled.before, unrolled.after, 1.0, usable
             samples = len(before[0]) if usable is None else len(usable)
             if penalty.max_samples is not None and samples > penalty.max_samples:
@@ -330,9 +333,8 @@ class Recurrence(nn.Module):
                 with statistics_kept(self.cell):
                     after = circuit.select(chosen)(before)
             value = penalty(before, after) * share
-            weight = weight_at(penalty.weight, iteration)
             result.diagnostics.penalties[penalty.name] = value.detach()
-            # A weight of zero monitors: nothing to differentiate then.
+            # A constant weight of zero monitors: nothing to differentiate then.
             result.penalties[penalty.name] = weight * (value if weight else value.detach())
 
     def _requires_gradients(self, drive: Drive, start: Parts) -> bool:

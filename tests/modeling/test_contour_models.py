@@ -14,13 +14,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from fvcore.nn import sigmoid_focal_loss
 
+from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.pathfinder_runs import CONTENDERS
-from crbp_d2.analysis.steps import (
-    evaluate_steps,
-    find_recurrence,
-    parse_steps,
-    radius_after,
-)
+from crbp_d2.analysis.stability import radius_after
+from crbp_d2.analysis.steps import CONTOUR, evaluate_steps, parse_steps, step_evaluators
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.pathfinder import PathfinderImages, PathfinderMapper
 from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
@@ -147,10 +144,14 @@ def test_impossible_values_are_refused_by_their_key(build):
         build("CRBP.FEEDFORWARD_LAYERS", 0, config="quick/pathfinder_feedforward.yaml")
 
 
+def evaluators():
+    return step_evaluators("pathfinder_tiny_val")
+
+
 def test_scores_at_every_step_equal_runs_of_that_length(build):
     model = build().eval()
     batch = records(3, seed=2)
-    found = evaluate_steps(model, [batch[:2], batch[2:]], [6, 1, 3])
+    found = evaluate_steps(model, [batch[:2], batch[2:]], [6, 1, 3], evaluators())
     assert [one.step for one in found] == [1, 3, 6]
     recurrence = find_recurrence(model)
     for one in found:
@@ -159,15 +160,15 @@ def test_scores_at_every_step_equal_runs_of_that_length(build):
         with torch.no_grad():
             evaluator.process(batch, model(batch))
         scores = evaluator.evaluate()["pathfinder"]
-        assert {key: scores[key] for key in one.scores} == one.scores
+        assert {key: scores[key] for key in CONTOUR} == one.scores
     assert found[0].change == pytest.approx(1)  # from a start at zero
 
 
 def test_steps_and_models_that_cannot_be_evaluated_are_refused(build):
     with pytest.raises(ValueError, match="at least 1"):
-        evaluate_steps(build().eval(), [records(1)], [0, 3])
+        evaluate_steps(build().eval(), [records(1)], [0, 3], evaluators())
     with pytest.raises(ValueError, match="no image"):
-        evaluate_steps(build().eval(), [], [3])
+        evaluate_steps(build().eval(), [], [3], evaluators())
     with pytest.raises(ValueError, match="0 recurrent circuits"):
         find_recurrence(build(config="quick/pathfinder_feedforward.yaml"))
 
@@ -192,7 +193,7 @@ def test_a_short_training_beats_a_threshold(build):
         optimizer.zero_grad()
         losses.append(float(step(model, records(4, seed=start + 10))["loss_sem_seg"].detach()))
         optimizer.step()
-    (last,) = evaluate_steps(model.eval(), [records(16, seed=2)], [6])
+    (last,) = evaluate_steps(model.eval(), [records(16, seed=2)], [6], evaluators())
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert last.scores["F1"] > 0.3
 
@@ -230,7 +231,7 @@ def test_one_command_evaluates_steps_and_data_sets(tmp_path, load_config):
         (name, step) for name in ("pathfinder_tiny_val", "pathfinder_small_val") for step in "24"
     ]
     assert all(0 <= float(line["F1"]) <= 1 for line in lines)
-    wrong = [*map(str, command[:-2]), "DATASETS.TEST", "('shapes_val',)"]
+    wrong = [*map(str, command[:-2]), "DATASETS.TEST", "()"]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
     done = subprocess.run(wrong, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 2 and "must name Pathfinder data, not shapes_val" in done.stderr
+    assert done.returncode == 2 and "DATASETS.TEST names no data set" in done.stderr

@@ -1,0 +1,302 @@
+"""What pictures of predictions need: models, images, and what is known of these."""
+
+from __future__ import annotations
+
+import filecmp
+import glob
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import PanopticFPN, SemanticSegmentor
+
+from crbp_d2.analysis.outputs import find_recurrence
+from crbp_d2.analysis.runs import Run
+from crbp_d2.core import ConfigurationError
+from crbp_d2.data import DatasetError, set_num_classes
+from crbp_d2.data.loaders import is_pathfinder
+from crbp_d2.data.pathfinder import load_sample
+from crbp_d2.data.pathfinder.draw import Bytes
+from crbp_d2.data.pathfinder.images import Record
+from crbp_d2.engine import load_model, prepare, read_config
+from crbp_d2.evaluation.pictures import ground_truth
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""What counts as an image in a folder."""
+
+
+def load_predictor(
+    config_file: str, overrides: Sequence[Any], label: str = "", *, needs_data: bool = True
+) -> Run:
+    """A model for images of one's own.
+
+    Args:
+        config_file: of its training.
+        overrides: `KEY VALUE ...`, with `MODEL.WEIGHTS`.
+        label: what pictures call it; by default the folder that holds its weights.
+        needs_data: its test data are to be drawn. If not, they may be missing as long as their
+            class names are known, as those of COCO are.
+
+    Raises:
+        ConfigurationError, DatasetError, KeyError: see `crbp_d2.engine`.
+        ConfigurationError: `DATASETS.TEST` is empty, so that classes have no name.
+    """
+    cfg = read_config(config_file, overrides)
+    if not cfg.DATASETS.TEST:
+        raise ConfigurationError(
+            "DATASETS.TEST is empty; name the data set whose classes the model predicts"
+        )
+    weights = Path(cfg.MODEL.WEIGHTS)
+    name = cfg.DATASETS.TEST[0]
+    try:
+        prepare(cfg, eval_only=True)
+    except DatasetError as error:
+        if needs_data or not MetadataCatalog.get(name).get("stuff_classes"):
+            raise
+        logger.warning("no ground truth will be drawn: %s", error)
+        set_num_classes(cfg, name)
+        names, cfg.DATASETS.TEST = cfg.DATASETS.TEST, ()
+        prepare(cfg, eval_only=True)
+        cfg.defrost()
+        cfg.DATASETS.TEST = names
+        cfg.freeze()
+    model = load_model(cfg, resume=False).eval()
+    return Run(label or weights.parent.name or weights.stem, Path(cfg.OUTPUT_DIR), cfg, model)
+
+
+def load_predictors(
+    config_file: str,
+    overrides: Sequence[Any],
+    *,
+    compared: Sequence[str] | None = None,
+    labels: Sequence[str] = (),
+    needs_data: bool = True,
+) -> list[Run]:
+    """One model, or two of one kind for the same data.
+
+    Args:
+        config_file: see `load_predictor`.
+        overrides: for the first model.
+        compared: config file and weights of the second.
+        labels: of the models, in order; without one see `load_predictor`.
+        needs_data: see `load_predictor`.
+
+    Raises:
+        ConfigurationError, DatasetError, KeyError: see `load_predictor`.
+        ConfigurationError: the models are of different kinds or have the same label.
+    """
+    first, second, *_ = (*labels, "", "")
+    runs = [load_predictor(config_file, overrides, first, needs_data=needs_data)]
+    if not compared:
+        return runs
+    cfg = runs[0].cfg
+    other_config, other_weights = compared
+    same_data = [
+        *("DATASETS.TEST", cfg.DATASETS.TEST, "CRBP.DATASETS_FILE", cfg.CRBP.DATASETS_FILE),
+        *("MODEL.DEVICE", cfg.MODEL.DEVICE, "MODEL.WEIGHTS", other_weights),
+    ]
+    runs.append(load_predictor(other_config, same_data, second, needs_data=needs_data))
+    if is_contour_model(runs[0]) != is_contour_model(runs[1]):
+        raise ConfigurationError("--compare: one is a contour model, the other a panoptic one")
+    if runs[0].label == runs[1].label:
+        raise ConfigurationError(
+            f"both models are called {runs[0].label}; name them, as --label A --label B"
+        )
+    return runs
+
+
+def is_contour_model(run: Run) -> bool:
+    """Whether it takes grey images and finds contours; otherwise it is a panoptic model.
+
+    Raises:
+        ConfigurationError: it is neither, or a contour model without a circuit.
+    """
+    if isinstance(run.model, SemanticSegmentor) and len(run.cfg.MODEL.PIXEL_MEAN) == 1:
+        find_recurrence(run.model)
+        return True
+    if isinstance(run.model, PanopticFPN):
+        return False
+    raise ConfigurationError(
+        f"{run.label}: a {type(run.model).__name__} can't be drawn, only a PanopticFPN, or a "
+        "SemanticSegmentor with RecurrentSemSegHead on grey images"
+    )
+
+
+def find_images(inputs: Iterable[str]) -> list[Path]:
+    """The images that files, folders and patterns such as `scenes/*.png` name, in their order.
+
+    Raises:
+        ConfigurationError: one of them names none.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            matches = [one for one in sorted(path.iterdir()) if one.suffix.lower() in ENDINGS]
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = list(map(Path, sorted(glob.glob(text, recursive=True))))
+        matches = [one for one in matches if one.is_file()]
+        if not matches:
+            raise ConfigurationError(
+                f"--input {text}: no image there; give files, folders or patterns in quotes"
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def require_readable(paths: Iterable[Path]) -> None:
+    """Decode every image once, so that a broken one is known before the first is drawn.
+
+    Raises:
+        ConfigurationError: naming all that can't be read.
+    """
+    broken = []
+    for path in paths:
+        try:
+            read_image(str(path), "RGB")
+        # What Pillow raises depends on the format and on what is broken.
+        except Exception as error:
+            broken.append(f"{path}: not a readable image ({error}); copy it anew or leave it out")
+    if broken:
+        raise ConfigurationError("\n".join(broken))
+
+
+def output_names(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """For each image a path in `folder` without ending: its stem, numbered where it repeats.
+
+    Raises:
+        ConfigurationError: a picture would take the place of one of the images.
+    """
+    names: list[Path] = []
+    for path in paths:
+        name, number = path.stem, 2
+        while folder / name in names:
+            name, number = f"{path.stem}_{number}", number + 1
+        names.append(folder / name)
+    given = {path.resolve() for path in paths}
+    for output in names:
+        picture = output.with_name(f"{output.name}.png")
+        if picture.resolve() in given:
+            raise ConfigurationError(f"--output: {picture} is one of the images; name another")
+    return names
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    path: Path
+    segments: Path
+    annotation: dict[str, Any]
+
+    def is_of(self, path: Path) -> bool:
+        """Whether an image is this one, and its segments are at hand."""
+        return (
+            self.path.name == path.name
+            and self.path.is_file()
+            and self.segments.is_file()
+            and filecmp.cmp(self.path, path, shallow=False)
+        )
+
+
+class PanopticTruth:
+    """The images of a panoptic data set and their annotations.
+
+    Args:
+        metadata: of a data set in COCO's panoptic format.
+    """
+
+    def __init__(self, metadata: Any) -> None:
+        self.metadata = metadata
+        content = json.loads(Path(metadata.panoptic_json).read_text(encoding="utf-8"))
+        images, pngs = Path(metadata.image_root), Path(metadata.panoptic_root)
+        annotations = {entry["image_id"]: entry for entry in content["annotations"]}
+        self._entries = [
+            _Annotated(
+                path=images / image["file_name"],
+                segments=pngs / annotations[image["id"]]["file_name"],
+                annotation=annotations[image["id"]],
+            )
+            for image in content["images"]
+            if image["id"] in annotations
+        ]
+
+    def images(self, count: int) -> list[Path]:
+        """The first `count`."""
+        return [entry.path for entry in self._entries[:count]]
+
+    def of(self, path: Path) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
+        """Segments of an image as `ground_truth` gives them; `None` unless the data set has a file
+        of that name and content."""
+        found = next((entry for entry in self._entries if entry.is_of(path)), None)
+        return None if found is None else ground_truth(found.annotation, self.metadata)
+
+
+def panoptic_truth(run: Run) -> PanopticTruth | None:
+    """The annotations of the first of a run's test data sets; `None` if it isn't panoptic or is
+    missing."""
+    metadata = MetadataCatalog.get(run.cfg.DATASETS.TEST[0])
+    if metadata.get("evaluator_type") != "coco_panoptic_seg":
+        return None
+    return PanopticTruth(metadata) if Path(metadata.panoptic_json).is_file() else None
+
+
+@dataclass(frozen=True)
+class ContourSample:
+    """A grey image.
+
+    Attributes:
+        path: of its file, or what it is named after if it is drawn.
+        record: of a Pathfinder data set; `None` for an image of one's own.
+    """
+
+    path: Path
+    record: Record | None = None
+
+    def load(self) -> tuple[Bytes, Bytes | None]:
+        """The image `(H, W)` in 0..255, and the mask `(H, W)` in {0, 1} where it is known."""
+        if self.record is None:
+            return read_image(str(self.path), "L")[..., 0], None
+        return load_sample(self.record)
+
+
+def contour_samples(run: Run, count: int) -> list[ContourSample]:
+    """The first `count` images of the first of a run's test data sets.
+
+    Raises:
+        ConfigurationError: these are not Pathfinder images.
+    """
+    name = run.cfg.DATASETS.TEST[0]
+    if not is_pathfinder(name):
+        raise ConfigurationError(
+            f"DATASETS.TEST: {name} holds no Pathfinder images; name some, or give --input"
+        )
+    return [
+        ContourSample(Path(record.get("file_name", f"{record['image_id']:06d}")), record)
+        for record in islice(DatasetCatalog.get(name), count)
+    ]
+
+
+def model_input(path: Path, cfg: Any) -> dict[str, Any]:
+    """What a panoptic model takes, as Detectron2's `DefaultPredictor` makes it of an image:
+    resized, in the channel order of `INPUT.FORMAT`, with the size to answer in."""
+    original = read_image(str(path), cfg.INPUT.FORMAT)
+    shortest = cfg.INPUT.MIN_SIZE_TEST
+    resize = ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
+    image = resize.get_transform(original).apply_image(original)
+    return {
+        "image": torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1).copy()),
+        "height": original.shape[0],
+        "width": original.shape[1],
+    }

@@ -1,0 +1,228 @@
+"""Where states go after the step a circuit was trained for: principal components, and a test.
+
+Method of Figs. S3 and S4 of Linsley et al. 2020: states are averaged over space, the components are
+fitted on the steps up to the trained one, and later steps are projected on them.
+
+Shape shorthand: M samples of the circuit over all images, T steps, C channels of the state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import gaussian_kde, ks_2samp
+
+from crbp_d2.analysis.figures import COLOURS, new_figure, save_figure, styled
+from crbp_d2.analysis.observed import observe_circuit
+from crbp_d2.analysis.outputs import Batch
+from crbp_d2.core import ConfigurationError
+from crbp_d2.data.storage import write_json, write_whole
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StateSpace:
+    """The states of one run in two dimensions.
+
+    Attributes:
+        trained_steps: `N`.
+        projected: `(M, T, 2)`, on the first two principal components of the steps up to `N`.
+        explained: fraction of the variance of those steps that each component has, `(2,)`.
+        distance: `(M,)`, Euclidean, of the averaged states at `N` and at the last step, as a
+            fraction of the norm of the one at `N`.
+    """
+
+    trained_steps: int
+    projected: Floats
+    explained: Floats
+    distance: Floats
+
+
+def collect_states(model: Any, batches: Iterable[Batch], *, steps: int, samples: int) -> Floats:
+    """Globally averaged states at the steps `1..T` of the first samples, `(M, T, C)`.
+
+    Memory: `4 M T C` bytes, whatever the size of the images; 1,000 images of 25 channels over 80
+    steps take 8 MB.
+
+    Args:
+        model: with one recurrence, in evaluation mode.
+        batches: what the model takes; as many are read as `samples` needs.
+        steps: `T`.
+        samples: the most to collect, `M`; fewer if the data end before.
+
+    Raises:
+        ValueError: there is no sample, as no image was given or nothing was detected.
+    """
+    collected: list[Floats] = []
+    found = 0
+    for batch in batches:
+        pooled = observe_circuit(model, batch, [steps]).pooled[:, : samples - found]
+        if pooled.shape[1]:
+            collected.append(pooled.transpose(0, 1).float().numpy())
+            found += pooled.shape[1]
+        if found >= samples:
+            break
+    if not found:
+        raise ValueError("no sample: no image was given, or nothing was detected in the images")
+    return np.concatenate(collected)
+
+
+def project(states: Floats, trained_steps: int) -> StateSpace:
+    """Principal components of the steps `1..N`, and all steps on them.
+
+    Args:
+        states: `(M, T, C)`, of `collect_states`.
+        trained_steps: `N`, at most `T`.
+
+    Raises:
+        ConfigurationError: there are fewer steps than `N`, or scikit-learn is not installed.
+    """
+    try:
+        from sklearn.decomposition import PCA
+    except ImportError as error:
+        raise ConfigurationError(
+            "the state space needs scikit-learn: pip install scikit-learn"
+        ) from error
+    samples, steps, channels = states.shape
+    if steps < trained_steps:
+        raise ConfigurationError(f"{steps} steps do not reach the trained {trained_steps}")
+    components = PCA(n_components=2, svd_solver="full")
+    components.fit(states[:, :trained_steps].reshape(-1, channels))
+    flat = components.transform(states.reshape(-1, channels))
+    at_trained, at_last = states[:, trained_steps - 1], states[:, -1]
+    size = np.linalg.norm(at_trained, axis=1)
+    return StateSpace(
+        trained_steps=trained_steps,
+        projected=flat.reshape(samples, steps, 2).astype(np.float32),
+        explained=components.explained_variance_ratio_.astype(np.float32),
+        distance=np.linalg.norm(at_last - at_trained, axis=1)
+        / np.maximum(size, np.finfo(np.float32).tiny),
+    )
+
+
+def compare_distances(one: Floats, other: Floats) -> dict[str, float]:
+    """Two-sample Kolmogorov-Smirnov test of two runs' distances.
+
+    Args:
+        one: `(M,)`.
+        other: `(M',)`.
+
+    Returns:
+        `statistic`, the largest difference of the two distribution functions, which is also the
+        effect size, in 0..1; `p`; `median_ratio` of the first to the second; `n_first`, `n_second`.
+    """
+    test = ks_2samp(one, other)
+    return {
+        "statistic": float(test.statistic),
+        "p": float(test.pvalue),
+        "median_ratio": float(np.median(one) / max(np.median(other), np.finfo(np.float32).tiny)),
+        "n_first": len(one),
+        "n_second": len(other),
+    }
+
+
+@styled()
+def write_figure(path: Path, spaces: Mapping[str, StateSpace]) -> None:
+    """A panel a run: 2D histogram of all states, densities up to `N` and beyond, one trajectory.
+
+    Args:
+        path: without ending; see `save_figure`.
+        spaces: label -> its states.
+    """
+    figure, panels = new_figure(1, len(spaces) + 1)
+    for panel, (label, space) in zip(panels, spaces.items(), strict=False):
+        _draw(panel, label, space)
+    last = panels[-1]
+    for index, (label, space) in enumerate(spaces.items()):
+        ordered = np.sort(space.distance)
+        height = np.arange(1, len(ordered) + 1) / len(ordered)
+        last.plot(ordered, height, color=COLOURS[index], label=label)
+    last.set(
+        xlabel="distance of the states at N and at the last step, $|h_T-h_N|/|h_N|$",
+        ylabel="fraction of samples",
+        ylim=(0, 1),
+    )
+    last.legend()
+    save_figure(figure, path)
+
+
+def _draw(panel: Any, label: str, space: StateSpace) -> None:
+    trained = space.trained_steps
+    everything = space.projected.reshape(-1, 2)
+    panel.hist2d(*everything.T, bins=60, cmap="Greys", norm="log", zorder=0)
+    low, high = np.quantile(everything, [0.001, 0.999], axis=0)
+    margin = 0.1 * (high - low) + 1e-6
+    low, high = low - margin, high + margin
+    grid = np.stack(np.meshgrid(*(np.linspace(low[i], high[i], 60) for i in range(2))))
+    late = space.projected[:, trained:] if space.projected.shape[1] > trained else None
+    parts = [("up to N", space.projected[:, :trained], COLOURS[0])]
+    parts += [] if late is None else [("after N", late, COLOURS[1])]
+    for name, states, colour in parts:
+        density = _density(states.reshape(-1, 2), grid)
+        if density is not None:
+            panel.contour(*grid, density, levels=4, colors=colour, linewidths=0.8)
+        panel.plot([], [], color=colour, label=name)
+    path = space.projected[0]
+    panel.plot(*path.T, color=COLOURS[2], marker=".", markersize=3, linewidth=0.8, label="an image")
+    panel.plot(*path[trained - 1], color=COLOURS[6], marker="*", markersize=9, label="its step N")
+    share = [f"component {i + 1} ({100 * space.explained[i]:.0f} % of variance)" for i in range(2)]
+    panel.set(title=label, xlabel=share[0], ylabel=share[1])
+    panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    panel.legend(fontsize=7)
+
+
+def _density(states: Floats, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+    """Of at most 2,000 states drawn at random; `None` where they lie on a line or in a point."""
+    chosen = np.random.default_rng(0).permutation(len(states))[:2000]
+    try:
+        estimate = gaussian_kde(states[chosen].T)
+    except np.linalg.LinAlgError:
+        return None
+    return np.asarray(estimate(grid.reshape(2, -1))).reshape(grid.shape[1:])
+
+
+def write_results(folder: Path, spaces: Mapping[str, StateSpace]) -> dict[str, dict[str, float]]:
+    """Write `state_space.png`, `.pdf`, `.json` (distances, tests) and `.npz` (projections).
+
+    Args:
+        folder: made if missing.
+        spaces: label -> its states.
+
+    Returns:
+        `<label> - <label>` -> `compare_distances` of every pair of runs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = list(spaces)
+    tests = {
+        f"{one} - {other}": compare_distances(spaces[one].distance, spaces[other].distance)
+        for position, one in enumerate(labels)
+        for other in labels[position + 1 :]
+    }
+    write_figure(folder / "state_space", spaces)
+    write_json(
+        folder / "state_space.json",
+        {
+            "runs": {
+                label: {
+                    "trained_steps": space.trained_steps,
+                    "steps": space.projected.shape[1],
+                    "explained_variance": space.explained.tolist(),
+                    "median_distance": float(np.median(space.distance)),
+                    "distance": space.distance.tolist(),
+                }
+                for label, space in spaces.items()
+            },
+            "kolmogorov_smirnov": tests,
+        },
+    )
+    content = io.BytesIO()
+    np.savez_compressed(content, **{label: space.projected for label, space in spaces.items()})
+    write_whole(folder / "state_space.npz", content.getvalue())
+    return tests

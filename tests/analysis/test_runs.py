@@ -1,0 +1,62 @@
+"""Runs by their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from crbp_d2.analysis.runs import load_run, split_label
+from crbp_d2.core import ConfigurationError
+from tests.modeling.conftest import load_config  # noqa: F401  a fixture
+
+TINY = ("CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3, "CRBP.STEPS", 3)
+
+
+@pytest.fixture
+def folder(tmp_path, load_config):  # noqa: F811
+    cfg = load_config("quick/pathfinder_crbp.yaml", *TINY, "OUTPUT_DIR", "elsewhere")
+    (tmp_path / "run_0.5").mkdir()
+    (tmp_path / "run_0.5" / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(3)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "run_0.5" / "model_final.pth")
+    return tmp_path / "run_0.5"
+
+
+def test_a_run_is_loaded_with_its_weights_and_left_as_it_was(folder):
+    before = (folder / "config.yaml").read_text()
+    run = load_run(f"a run={folder}", ["CRBP.TEST_STEPS", "7"])
+    assert run.label == "a run" and run.folder == folder and str(folder) == run.cfg.OUTPUT_DIR
+    assert not run.model.training and run.model.sem_seg_head.recurrence.test_steps == 7
+    stored = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.equal(v, stored[k]) for k, v in run.model.state_dict().items())
+    assert (folder / "config.yaml").read_text() == before and len(list(folder.iterdir())) == 2
+
+
+def test_an_unfinished_run_gives_its_last_checkpoint(folder):
+    (folder / "model_final.pth").rename(folder / "model_0000009.pth")
+    with pytest.raises(ConfigurationError, match=r"MODEL\.WEIGHTS names no weights"):
+        load_run(str(folder))
+    (folder / "last_checkpoint").write_text("model_0000009.pth")
+    assert load_run(str(folder)).label == "run_0.5"
+
+
+def test_what_is_no_run_is_refused(folder, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"there is no config\.yaml"):
+        load_run(str(tmp_path))
+    with pytest.raises(ConfigurationError, match="of another architecture"):
+        load_run(str(folder), ["CRBP.KERNEL_SIZE", "5"])
+    (folder / "model_final.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(ConfigurationError, match=r"model_final\.pth: can't be read"):
+        load_run(str(folder))
+
+
+def test_labels(tmp_path):
+    assert split_label("C-RBP=out/a") == ("C-RBP", Path("out/a"))
+    assert split_label("out/crbp_0") == ("crbp_0", Path("out/crbp_0"))
+    (tmp_path / "lr=0.1").mkdir()
+    assert split_label(f"{tmp_path}/lr=0.1") == ("lr=0.1", tmp_path / "lr=0.1")
+    assert split_label(f"{tmp_path}/run_0.5/steps.csv")[0] == "run_0.5"
+    assert split_label("x=out/steps.csv") == ("x", Path("out/steps.csv"))

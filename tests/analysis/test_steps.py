@@ -1,0 +1,177 @@
+"""Scores at every step, of a linear circuit in closed form and of whole panoptic models."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+
+from crbp_d2.analysis.outputs import outputs_at
+from crbp_d2.analysis.steps import (
+    CONTOUR,
+    PANOPTIC,
+    StepScores,
+    evaluate_at_each,
+    evaluate_steps,
+    read_csv,
+    step_evaluators,
+    write_csv,
+)
+from crbp_d2.analysis.steps_figure import Curve, write_figure
+from crbp_d2.core import ConfigurationError
+from crbp_d2.data import (
+    ShapesConfig,
+    build_test_loader,
+    make_shapes,
+    register_panoptic,
+    set_num_classes,
+)
+from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
+from tests.analysis.linear import images, linear_model, state_factor
+from tests.modeling.conftest import CONFIGS, load_config  # noqa: F401  a fixture
+
+NAME = "test_steps_shapes"
+TINY = [
+    "INPUT.MIN_SIZE_TEST", "64", "CRBP.STEPS", "3", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
+    "TEST.DETECTIONS_PER_IMAGE", "6",
+]  # fmt: skip
+
+
+def test_scores_and_changes_of_a_linear_circuit_are_known():
+    factor, records = 0.8, images(4)
+    evaluators = [PathfinderEvaluator(distributed=False)]
+    model = linear_model(factor, steps=5)
+    found = evaluate_steps(model, [records[:3], records[3:]], [20, 1, 5], evaluators)
+    assert [one.step for one in found] == [1, 5, 20]
+    for one in found:
+        grown = state_factor(factor, one.step)
+        claimed = torch.stack([r["image"][0].double() * grown > 3 for r in records])
+        true = torch.stack([r["sem_seg"] == 1 for r in records])
+        hits = (claimed & true).sum().item()
+        assert one.scores["recall"] == pytest.approx(hits / true.sum().item())
+        assert one.scores["F1"] == pytest.approx(2 * hits / (claimed.sum() + true.sum()).item())
+        change = factor ** (one.step - 1) / grown
+        assert one.change == pytest.approx(change, rel=1e-9)
+    assert 0 < found[1].scores["F1"] < 1  # so that the comparison above means something
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "val"
+    make_shapes(folder, scenes=3, seed=5, config=ShapesConfig(size=64), workers=1)
+    register_panoptic(
+        NAME,
+        images=folder / "images",
+        panoptic_json=folder / "panoptic.json",
+        panoptic_pngs=folder / "panoptic",
+    )
+    yield folder
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+@pytest.fixture
+def panoptic(shapes, load_config):  # noqa: F811
+    """A model with random weights that detects something in every image, and its loader."""
+    cfg = load_config("quick/shapes_crbp.yaml", *TINY, "DATASETS.TEST", f"('{NAME}',)")
+    set_num_classes(cfg, NAME)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    with torch.no_grad():  # masks that differ from step to step
+        model.roi_heads.mask_head.predictor.weight.normal_(std=0.5)
+    return model, build_test_loader(cfg, NAME, num_workers=0)
+
+
+def test_one_pass_answers_what_the_model_answers_at_each_step(panoptic):
+    model, loader = panoptic
+    batch = next(iter(loader))
+    recurrence = model.roi_heads.mask_head.recurrence
+    masks = []
+    for one in outputs_at(model, batch, [1, 2, 5]):
+        recurrence.test_steps = one.step
+        with torch.no_grad():
+            expected = model(batch)
+        for found, usual in zip(one.outputs, expected, strict=True):
+            assert len(found["instances"]) == 6
+            assert torch.equal(found["instances"].pred_masks, usual["instances"].pred_masks)
+            assert torch.equal(found["panoptic_seg"][0], usual["panoptic_seg"][0])
+            assert found["panoptic_seg"][1] == usual["panoptic_seg"][1]
+            assert torch.equal(found["sem_seg"], usual["sem_seg"])
+        masks.append(one.outputs[0]["instances"].pred_masks)
+        assert one.change.shape == (6,)
+    assert not torch.equal(masks[0], masks[2])
+
+
+def test_panoptic_scores_of_one_pass_are_those_of_an_evaluation_for_each_step(panoptic):
+    model, loader = panoptic
+    evaluators = step_evaluators(NAME)
+    found = evaluate_steps(model, loader, [1, 4], evaluators)
+    assert list(found[0].scores) == list(PANOPTIC)
+    usual = evaluate_at_each(model, loader, [1, 4], evaluators)
+    for one, other in zip(found, usual, strict=True):
+        assert one.scores == pytest.approx(other, nan_ok=True)
+    assert found[0].scores["PQ_st"] >= 0 and model.roi_heads.mask_head.recurrence.test_steps == 3
+
+
+def test_an_image_without_detections_has_no_masks_and_no_change(panoptic):
+    model, loader = panoptic
+    model.roi_heads.box_predictor.test_score_thresh = 1.1
+    (one,) = outputs_at(model, next(iter(loader)), [2])
+    assert len(one.outputs[0]["instances"]) == 0 and one.change.shape == (0,)
+    (scores,) = evaluate_steps(model, loader, [2], step_evaluators(NAME))
+    assert math.isnan(scores.change) and scores.scores["PQ_st"] >= 0
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    entries = [
+        StepScores(2, {"F1": 0.5, "IoU": 1 / 3}, 0.25),
+        StepScores(4, {"F1": 1.0, "IoU": 1.0}, 0.0),
+    ]
+    write_csv(tmp_path / "new" / "steps.csv", {"a": entries, "b": entries[:1]}, 2)
+    assert read_csv(tmp_path / "new" / "steps.csv") == ({"a": entries, "b": entries[:1]}, 2)
+    for content in ("", "a,b\n1,2\n", "data set,trained steps,step,change\nx,y,z,1\n"):
+        (tmp_path / "other.csv").write_text(content)
+        with pytest.raises(ConfigurationError, match=r"other\.csv: not a steps\.csv"):
+            read_csv(tmp_path / "other.csv")
+    with pytest.raises(ConfigurationError, match="missing.csv"):
+        read_csv(tmp_path / "missing.csv")
+
+
+def test_the_figure_holds_all_curves(tmp_path):
+    entries = [StepScores(t, dict.fromkeys(CONTOUR, 0.1 * t), 1 / t) for t in range(1, 6)]
+    curves = [Curve("one", 3, entries), Curve("other", 9, entries[:2])]
+    write_figure(tmp_path / "deep" / "steps", curves, {"paper": {1: 0.3, 4: 0.2}})
+    with Image.open(tmp_path / "deep" / "steps.png") as picture:
+        assert picture.size[0] > 2000 and len(set(picture.convert("L").getdata())) > 20
+    assert (tmp_path / "deep" / "steps.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_one_command_evaluates_a_panoptic_model(panoptic, shapes, tmp_path):
+    model, _ = panoptic
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "data.yaml").write_text(
+        f"- name: mine\n  images: {shapes}/images\n  panoptic_json: {shapes}/panoptic.json\n"
+        f"  panoptic_pngs: {shapes}/panoptic\n"
+    )
+    command = [
+        sys.executable, CONFIGS.parent / "tools" / "eval_steps.py",
+        "--config-file", CONFIGS / "quick" / "shapes_crbp.yaml", "--steps", "1-2,N",
+        "--check-repeated", "--published", "panoptic_R50", *TINY,
+        "MODEL.WEIGHTS", tmp_path / "model.pth", "OUTPUT_DIR", tmp_path / "out",
+        "CRBP.DATASETS_FILE", tmp_path / "data.yaml", "DATASETS.TEST", "('mine',)",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, trained = read_csv(tmp_path / "out" / "steps.csv")
+    assert trained == 3 and [one.step for one in found["mine"]] == [1, 2, 3]
+    assert "largest difference of a score 0" in done.stdout
+    other = [*command, "CRBP.CELL", "conv_lstm", "OUTPUT_DIR", tmp_path / "other"]
+    done = subprocess.run(list(map(str, other)), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "of another architecture" in done.stderr
+    assert not (tmp_path / "other" / "steps.csv").exists()
