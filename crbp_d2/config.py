@@ -87,9 +87,10 @@ def add_crbp_config(cfg: CfgNode) -> None:
     node.RESIDUAL_WEIGHT = 0.0
     # Compute penalties on this many samples (RoIs), drawn at random, to save memory; 0 for all.
     node.PENALTY_SAMPLES = 0
-    # Factor on all penalty weights and on EXTRA_STEPS over training: ((iteration, factor), ...),
-    # linear between the points. ((1000, 0.0), (2000, 1.0)) learns first and contracts afterwards.
-    # () for none.
+    # Factor on the weights of the Frobenius, spectral and residual penalties over training:
+    # ((iteration, factor), ...), linear between the points. ((1000, 0.0), (2000, 1.0)) learns first
+    # and contracts afterwards. The Lipschitz coefficient penalty is part of its algorithm and keeps
+    # its weight. () for none.
     node.PENALTY_SCHEDULE = ()
 
     # --- circuit ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from crbp_d2.core.penalties import Penalty
 from crbp_d2.core.unrolled import Unrolled
 
 
-def require_step(steps: object, name: str = "steps", *, least: int = 1) -> None:
+def require_step(steps: int, name: str = "steps", *, least: int = 1) -> None:
     """A number of steps is an integer of at least 1, or another least number.
 
     Raises:

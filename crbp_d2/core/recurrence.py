@@ -34,7 +34,6 @@ from crbp_d2.core.guard import (
 from crbp_d2.core.penalties import (
     LipschitzCoefficientPenalty,
     Penalty,
-    Weight,
     WeightSchedule,
     weight_at,
 )
@@ -99,7 +98,7 @@ class Recurrence(nn.Module):
         test_steps: `T` outside training; `None` for the same. They may differ freely.
         extra_steps: in training, run up to this many steps more, a number drawn anew for each run,
             so that the answer is asked for at every step from `steps` to `steps + extra_steps` and
-            is to stay there. A schedule changes that number over training.
+            is to stay there.
         tolerance: in training, stop each sample's unrecorded steps at this relative residual,
             `steps` being the most it takes; `None` for a fixed number.
         test_tolerance: the same outside training.
@@ -127,7 +126,7 @@ class Recurrence(nn.Module):
         algorithm: str = "crbp",
         steps: int = 20,
         test_steps: int | None = None,
-        extra_steps: Weight = 0,
+        extra_steps: int = 0,
         tolerance: float | None = None,
         test_tolerance: float | None = None,
         penalties: Sequence[Penalty] | None = None,
@@ -153,8 +152,7 @@ class Recurrence(nn.Module):
         self.penalties = tuple(penalties)
         require_step(self.steps)
         require_step(self.test_steps, "test_steps")
-        if not isinstance(extra_steps, WeightSchedule):
-            require_step(extra_steps, "extra_steps", least=0)
+        require_step(self.extra_steps, "extra_steps", least=0)
         require_tolerance("tolerance", tolerance)
         require_tolerance("test_tolerance", test_tolerance)
         self.estimator.check(steps, tolerance)
@@ -221,7 +219,7 @@ class Recurrence(nn.Module):
         if self._observation is not None and observe is None:
             observe, observed_steps = self._observation
             steps = observed_steps if steps is None else steps
-        steps = self._draw_steps(iteration) if steps is None else steps
+        steps = self._draw_steps() if steps is None else steps
         require_step(steps)
         tolerance = self.tolerance if self.training else self.test_tolerance
         if tolerance is not None:
@@ -293,12 +291,13 @@ class Recurrence(nn.Module):
             f"estimator={self.estimator}, penalties={list(self.penalties)}"
         )
 
-    def _draw_steps(self, iteration: float) -> int:
+    def _draw_steps(self) -> int:
         if not self.training:
             return self.test_steps
-        extra = round(weight_at(self.extra_steps, iteration))
+        if not self.extra_steps:
+            return self.steps
         # On the CPU, as reading it from a GPU would wait for all that runs there.
-        return self.steps + (int(torch.randint(extra + 1, ())) if extra else 0)
+        return self.steps + int(torch.randint(self.extra_steps + 1, ()))
 
     def _unroll(self, circuit: Circuit, start: Parts, run: Run, recorded: bool) -> Unrolled:
         if recorded:

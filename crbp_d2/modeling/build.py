@@ -22,7 +22,7 @@ from crbp_d2.core import (
     WeightSchedule,
 )
 from crbp_d2.core.cells.parts import state_norm
-from crbp_d2.core.penalties import Penalty
+from crbp_d2.core.penalties import Penalty, Weight
 from crbp_d2.core.recurrence import parse_algorithm
 
 KEYS = {
@@ -63,7 +63,7 @@ def recurrence(node: CfgNode) -> Recurrence:
             algorithm=node.ALGORITHM,
             steps=node.STEPS,
             test_steps=node.TEST_STEPS or None,
-            extra_steps=scheduled(node, node.EXTRA_STEPS),
+            extra_steps=node.EXTRA_STEPS,
             tolerance=node.TOLERANCE or None,
             test_tolerance=node.TEST_TOLERANCE or None,
             penalties=penalties(node),
@@ -141,11 +141,23 @@ def penalties(node: CfgNode) -> tuple[Penalty, ...]:
         ConfigurationError: an impossible value.
     """
     samples = node.PENALTY_SAMPLES or None
+
+    schedule = tuple(node.PENALTY_SCHEDULE)
+    if not all(isinstance(point, (tuple, list)) and len(point) == 2 for point in schedule):
+        raise ConfigurationError(
+            f"must be ((iteration, factor), ...), got {node.PENALTY_SCHEDULE}", option="points"
+        )
+
+    def scheduled(weight: float) -> Weight:
+        if not schedule:
+            return weight
+        return WeightSchedule(tuple((i, weight * factor) for i, factor in schedule))
+
     chosen: list[Penalty] = []
     if parse_algorithm(node.ALGORITHM)[1]:
         chosen.append(
             LipschitzCoefficientPenalty(
-                weight=scheduled(node, node.LCP_WEIGHT),
+                weight=node.LCP_WEIGHT,
                 bound=node.LCP_BOUND,
                 two_sided=node.LCP_TWO_SIDED,
                 reduction=node.LCP_REDUCTION,
@@ -153,10 +165,10 @@ def penalties(node: CfgNode) -> tuple[Penalty, ...]:
             )
         )
     if node.FROBENIUS_WEIGHT:
-        weight = scheduled(node, node.FROBENIUS_WEIGHT)
+        weight = scheduled(node.FROBENIUS_WEIGHT)
         chosen.append(JacobianFrobeniusPenalty(weight=weight, max_samples=samples))
     if node.SPECTRAL_WEIGHT:
-        weight = scheduled(node, node.SPECTRAL_WEIGHT)
+        weight = scheduled(node.SPECTRAL_WEIGHT)
         chosen.append(
             SpectralPenalty(
                 weight=weight,
@@ -166,25 +178,9 @@ def penalties(node: CfgNode) -> tuple[Penalty, ...]:
             )
         )
     if node.RESIDUAL_WEIGHT:
-        weight = scheduled(node, node.RESIDUAL_WEIGHT)
+        weight = scheduled(node.RESIDUAL_WEIGHT)
         chosen.append(ResidualPenalty(weight=weight, max_samples=samples))
     return tuple(chosen)
-
-
-def scheduled(node: CfgNode, value: float) -> float | WeightSchedule:
-    """A value times the factor of `CRBP.PENALTY_SCHEDULE`, or itself where there is no schedule.
-
-    Raises:
-        ConfigurationError: the schedule has another form.
-    """
-    schedule = tuple(node.PENALTY_SCHEDULE)
-    if not all(isinstance(point, (tuple, list)) and len(point) == 2 for point in schedule):
-        raise ConfigurationError(
-            f"must be ((iteration, factor), ...), got {node.PENALTY_SCHEDULE}", option="points"
-        )
-    if not schedule:
-        return value
-    return WeightSchedule(tuple((iteration, value * factor) for iteration, factor in schedule))
 
 
 def output_norm(kind: str, channels: int) -> nn.Module:

@@ -12,7 +12,6 @@ from crbp_d2.core import (
     HGRUCell,
     LipschitzCoefficientPenalty,
     Recurrence,
-    WeightSchedule,
 )
 from crbp_d2.core.cells.parts import StateBatchNorm2d
 from tests.core.circuits import (
@@ -76,11 +75,6 @@ def test_extra_steps_are_drawn_in_training_only(algorithm):
     assert {int(one[0]) for one in taken} == {6, 7, 8, 9}
     assert recurrence(drive, steps=5).diagnostics.steps.tolist() == [5, 5]
     assert recurrence.eval()(drive).diagnostics.steps.tolist() == [6, 6]
-    growing = WeightSchedule(((10, 0.0), (20, 4.0)))
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=6, extra_steps=growing)
-    for iteration, allowed in ((0, {6}), (15, {6, 7, 8}), (30, {6, 7, 8, 9, 10})):
-        runs = [recurrence(drive, iteration=iteration).diagnostics.steps for _ in range(60)]
-        assert {int(one[0]) for one in runs} == allowed
     with pytest.raises(ConfigurationError, match="extra_steps must be an integer of at least 0"):
         Recurrence(cell, algorithm=algorithm, steps=6, extra_steps=-1)
 

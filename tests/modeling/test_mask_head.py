@@ -108,12 +108,18 @@ def test_an_early_loss_is_one_of_its_own_and_leaves_the_metrics_to_the_last_stat
 
 
 def test_a_penalty_schedule_follows_the_iteration(build_head):
-    head = build_head("CRBP.PENALTY_SCHEDULE", ((10, 0.0), (20, 1.0)), "CRBP.LCP_BOUND", 0.0)
+    head = build_head(
+        *("CRBP.PENALTY_SCHEDULE", ((10, 0.0), (20, 1.0)), "CRBP.LCP_BOUND", 0.0),
+        *("CRBP.SPECTRAL_WEIGHT", 3.0, "CRBP.SPECTRAL_MARGIN", 0.0),
+    )
     for iteration, factor in ((0, 0.0), (15, 0.5), (30, 1.0)):
         with EventStorage(iteration):
             losses = head(features(2), proposals(2))
-        raw = head.dynamics.previous.penalties["lcp"]
-        assert torch.allclose(losses["loss_lcp"], factor * 0.001 * raw)
+        raw = head.dynamics.previous.penalties
+        assert torch.allclose(losses["loss_lcp"], 0.001 * raw["lcp"]) and raw["lcp"] > 0
+        assert ("loss_spectral" in losses) == (factor > 0)
+        if factor:
+            assert torch.allclose(losses["loss_spectral"], factor * 3.0 * raw["spectral"])
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
