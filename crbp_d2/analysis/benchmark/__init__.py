@@ -1,0 +1,6 @@
+"""Time and memory of the recurrent models beside their rivals."""
+
+from .measure import Measurement, interleave, markdown
+from .subjects import SUBJECTS, Variant, build_step
+
+__all__ = ["SUBJECTS", "Measurement", "Variant", "build_step", "interleave", "markdown"]

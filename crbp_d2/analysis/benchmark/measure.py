@@ -1,0 +1,125 @@
+"""Interleaved timing, and memory."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One variant.
+
+    Attributes:
+        label: of the variant.
+        seconds: of each round.
+        ratios: of each round to the first variant in the same round.
+        peak_bytes: allocated on the GPU at most; on a CPU what autograd saves for the backward
+            pass, weights included. 0 for predictions on a CPU.
+    """
+
+    label: str
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+
+def interleave(
+    steps: Mapping[str, Callable[[], None]],
+    rounds: int,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Measurement]:
+    """Time variants in turn, A B C A B C, so that what else the machine does disturbs all alike.
+
+    Args:
+        steps: label -> what to time. The first is what the others are compared with. Each runs
+            once untimed, which also measures its memory.
+        rounds: at least 1.
+        progress: told what is measured.
+    """
+    peak = {}
+    for label, step in steps.items():
+        progress(f"memory of {label}")
+        peak[label] = peak_bytes(step)
+    seconds: dict[str, list[float]] = {label: [] for label in steps}
+    for number in range(rounds):
+        for label, step in steps.items():
+            progress(f"{label}, round {number + 1} of {rounds}")
+            seconds[label].append(_timed(step))
+    first = next(iter(seconds.values()))
+    return [
+        Measurement(label, values, [a / b for a, b in zip(values, first, strict=True)], peak[label])
+        for label, values in seconds.items()
+    ]
+
+
+def peak_bytes(step: Callable[[], None]) -> int:
+    """Memory of one step; see `Measurement`."""
+    if torch.cuda.is_available():
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage
+        # Not the tensor itself: the graph would hold its own output, and never be freed.
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def _timed(step: Callable[[], None]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def machine() -> dict[str, str]:
+    """What was measured on: processor, GPU, threads, PyTorch."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = [
+            line.partition(":")[2].strip()
+            for line in information.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "processor": processor,
+        "gpu": gpu,
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def markdown(measurements: list[Measurement]) -> Iterator[str]:
+    """One line a variant: median and range of the ratio, median of the seconds, memory."""
+    first = measurements[0].label
+    yield f"| variant | time, ratio to {first} (min-max) | seconds | memory, MB |"
+    yield "|---|---|---|---|"
+    for one in measurements:
+        ratio = statistics.median(one.ratios)
+        yield (
+            f"| {one.label} | {ratio:.2f} ({min(one.ratios):.2f}-{max(one.ratios):.2f}) "
+            f"| {statistics.median(one.seconds):.3f} | {one.peak_bytes / 1e6:.0f} |"
+        )

@@ -1,0 +1,213 @@
+"""What is measured: a mask head alone, a contour model, a whole panoptic model.
+
+Inputs and weights are random, as time and memory don't depend on them. A training step is forward
+pass, backward pass and a step of SGD, so that nothing that belongs to a weight outlives it.
+
+Shape shorthand: R regions of interest (RoIs), N images of S x S pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads.mask_head import build_mask_head
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from crbp_d2.core import ConfigurationError
+from crbp_d2.engine import read_config
+
+Losses = dict[str, Tensor]
+BOXES = 8
+"""Instances of each image of the whole model."""
+CHANNELS, RESOLUTION = 256, 14
+"""Of RoI features, as in Detectron2's models."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to measure.
+
+    Attributes:
+        label: for the table.
+        config: file below `configs/`.
+        overrides: `KEY VALUE ...`.
+    """
+
+    label: str
+    config: str
+    overrides: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and by which variants; the first is what the others are compared with.
+
+    Attributes:
+        build: model and a function that gives its losses (training) or predictions, for a
+            config, a count (RoIs or images) and a size (pixels).
+        count: RoIs or images by default.
+        size: of the images by default; without meaning for the head alone.
+        variants: in the order of the table.
+    """
+
+    build: Callable[[CfgNode, int, int], tuple[nn.Module, Callable[[], Losses | None]]]
+    count: int
+    size: int
+    variants: tuple[Variant, ...]
+
+
+def build_step(
+    subject: Subject, variant: Variant, configs: Path, *, count: int, size: int, train: bool
+) -> Callable[[], None]:
+    """One training step, or one prediction, of a variant.
+
+    Args:
+        subject: of `SUBJECTS`.
+        variant: to build.
+        configs: the folder of the config files.
+        count, size: see `Subject`.
+        train: a training step; else a prediction.
+
+    Raises:
+        ConfigurationError: the variant can't be built.
+    """
+    cfg = read_config(str(configs / variant.config), ["MODEL.WEIGHTS", "", *variant.overrides])
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
+    model, run = subject.build(cfg, count, size)
+    model.to(cfg.MODEL.DEVICE).train(train)
+    if not train:
+
+        def predict() -> None:
+            with torch.no_grad():
+                run()
+
+        return predict
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-6)
+
+    def learn() -> None:
+        optimizer.zero_grad()
+        with EventStorage():
+            losses = run()
+        if losses is None:
+            raise ConfigurationError(f"{variant.label} gave no losses")
+        torch.stack([loss.sum() for loss in losses.values()]).sum().backward()
+        optimizer.step()
+
+    return learn
+
+
+def mask_head(cfg: CfgNode, count: int, size: int) -> tuple[nn.Module, Callable[[], Any]]:
+    """The mask head on `(R, 256, 14, 14)` features."""
+    head = build_mask_head(cfg, ShapeSpec(channels=CHANNELS, height=RESOLUTION, width=RESOLUTION))
+    device = cfg.MODEL.DEVICE
+    features = torch.rand(count, CHANNELS, RESOLUTION, RESOLUTION, device=device)
+    truth = _instances(count, 128, cfg.MODEL.ROI_HEADS.NUM_CLASSES).to(device)
+    truth.proposal_boxes = truth.gt_boxes
+
+    def run() -> Any:
+        if head.training:
+            # The features have a gradient too, as they come from a backbone.
+            return head(features.detach().requires_grad_(), [truth])
+        found = Instances(truth.image_size, pred_classes=truth.gt_classes)
+        return head(features, [found])
+
+    return head, run
+
+
+def contour_model(cfg: CfgNode, count: int, size: int) -> tuple[nn.Module, Callable[[], Any]]:
+    """The whole contour model on N grey images."""
+    model = build_model(cfg)
+    images = torch.randint(256, (count, 1, size, size), dtype=torch.uint8)
+    masks = (torch.rand(count, size, size) < 0.05).long()
+    records = [{"image": i, "sem_seg": m} for i, m in zip(images, masks, strict=True)]
+    return model, lambda: model(records)
+
+
+def panoptic_model(cfg: CfgNode, count: int, size: int) -> tuple[nn.Module, Callable[[], Any]]:
+    """The whole panoptic model on N photographs with `BOXES` instances each."""
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    model = build_model(cfg)
+    records = [
+        {
+            "image": torch.randint(256, (3, size, size), dtype=torch.uint8),
+            "instances": _instances(BOXES, size, cfg.MODEL.ROI_HEADS.NUM_CLASSES),
+            "sem_seg": torch.randint(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (size, size)),
+            "height": size,
+            "width": size,
+        }
+        for _ in range(count)
+    ]
+    return model, lambda: model(records)
+
+
+def _instances(count: int, size: int, classes: int) -> Instances:
+    """Ground truth of random boxes of a fifth of the image to all of it."""
+    corners = torch.rand(count, 2) * 0.6 * size
+    boxes = torch.cat([corners, corners + (0.2 + 0.2 * torch.rand(count, 2)) * size], dim=1)
+    return Instances(
+        (size, size),
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.randint(classes, (count,)),
+        gt_masks=BitMasks(torch.rand(count, size, size) > 0.5),
+    )
+
+
+def _recurrent(config: str, more: Sequence[Variant] = ()) -> tuple[Variant, ...]:
+    def crbp(label: str, *overrides: Any) -> Variant:
+        return Variant(label, config, overrides)
+
+    def bptt(steps: int) -> Variant:
+        return crbp(f"bptt {steps}", "CRBP.ALGORITHM", "bptt", "CRBP.STEPS", steps)
+
+    return (
+        crbp("crbp 20/15, plain"),
+        *(bptt(steps) for steps in (1, 3, 5, 20)),
+        crbp("rbp 20/15", "CRBP.ALGORITHM", "rbp"),
+        crbp("crbp 10/7", "CRBP.STEPS", 10, "CRBP.NEUMANN_TERMS", 7),
+        crbp("crbp 20/15, penalty on 4", "CRBP.PENALTY_SAMPLES", 4),
+        *more,
+    )
+
+
+SUBJECTS: Mapping[str, Subject] = {
+    "head": Subject(
+        mask_head,
+        count=8,
+        size=RESOLUTION,
+        variants=(
+            Variant("feed-forward", "R50_FPN_1x.yaml"),
+            *_recurrent("R50_FPN_crbp_1x.yaml"),
+        ),
+    ),
+    "pathfinder": Subject(
+        contour_model,
+        count=2,
+        size=64,
+        variants=(
+            Variant("feed-forward", "pathfinder/feedforward_14.yaml"),
+            *_recurrent("pathfinder/hgru_14.yaml"),
+        ),
+    ),
+    "model": Subject(
+        panoptic_model,
+        count=1,
+        size=320,
+        variants=(
+            Variant("feed-forward", "R50_FPN_1x.yaml"),
+            *_recurrent("R50_FPN_crbp_1x.yaml"),
+        ),
+    ),
+}
+"""By name. To measure another variant, add it to those of a subject."""

@@ -1,0 +1,86 @@
+"""The benchmark: order, ratios, memory, and that every variant builds and runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from crbp_d2.analysis.benchmark import SUBJECTS, build_step, interleave, markdown
+from crbp_d2.analysis.benchmark.measure import peak_bytes
+from tests.modeling.conftest import CONFIGS
+
+TOOL = CONFIGS.parent / "tools" / "benchmark.py"
+
+
+def test_variants_take_turns_and_are_compared_within_a_round():
+    order = []
+
+    def step(label: str, seconds: float):
+        def run() -> None:
+            order.append(label)
+            time.sleep(seconds)
+
+        return run
+
+    first, second = interleave({"a": step("a", 0.002), "b": step("b", 0.004)}, 3)
+    # Once each for the memory, then in turn.
+    assert order == ["a", "b"] * 4
+    assert first.ratios == [1, 1, 1] and len(second.seconds) == 3
+    assert second.ratios == [b / a for a, b in zip(first.seconds, second.seconds, strict=True)]
+    assert len(list(markdown([first, second]))) == 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU its allocator is asked instead")
+def test_memory_is_what_autograd_saves():
+    value = torch.rand(1000, requires_grad=True)
+
+    def step() -> None:
+        ((value * 2).exp() ** 2).sum().backward()
+
+    # exp saves its result, and the power its argument, which is the same tensor.
+    assert peak_bytes(step) == 4000
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("name", ["head", "pathfinder"])
+def test_every_variant_builds_and_runs(name, train):
+    subject = SUBJECTS[name]
+    for variant in subject.variants:
+        small = variant.overrides
+        if name == "pathfinder":
+            small = (*small, "CRBP.KERNEL_SIZE", 3)
+        tiny = type(variant)(variant.label, variant.config, small)
+        build_step(subject, tiny, CONFIGS, count=1, size=16, train=train)()
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_whole_models_build_and_run(train):
+    subject = SUBJECTS["model"]
+    for variant in subject.variants[:3]:
+        build_step(subject, variant, CONFIGS, count=1, size=64, train=train)()
+
+
+def test_one_command_prints_a_table_and_writes_the_numbers(tmp_path):
+    command = [
+        sys.executable, TOOL, "pathfinder", "--count", "1", "--size", "16", "--rounds", "2",
+        "--variants", "feed-forward", "bptt 1", "--output", tmp_path / "new" / "result",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    content = json.loads((tmp_path / "new" / "result.json").read_text())
+    assert [one["label"] for one in content["measurements"]] == ["feed-forward", "bptt 1"]
+    assert all(len(one["seconds"]) == 2 for one in content["measurements"])
+    assert content["machine"]["torch"] == torch.__version__
+    assert (tmp_path / "new" / "result.md").read_text() in done.stdout
+    wrong = subprocess.run(
+        [*map(str, command[:3]), "--variants", "bptt 99"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert wrong.returncode == 2 and "bptt 99: choose from 'feed-forward'" in wrong.stderr

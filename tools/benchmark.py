@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Time and memory of the recurrent models beside their rivals, interleaved.
+
+Prints a Markdown table and writes it with all timings to OUTPUT.md and OUTPUT.json. On a CPU memory
+is what autograd saves for the backward pass, on a GPU the peak of its allocator.
+
+examples:
+  tools/benchmark.py head --rounds 5
+  tools/benchmark.py model --inference --count 1 --size 800
+  tools/benchmark.py pathfinder --size 150 --variants feed-forward 'crbp 20/15, plain'
+"""
+
+import argparse
+import datetime
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from crbp_d2.analysis.benchmark import SUBJECTS, build_step, interleave, markdown
+from crbp_d2.analysis.benchmark.measure import machine
+from crbp_d2.data.storage import write_json, write_whole
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("subject", choices=list(SUBJECTS))
+    parser.add_argument("--inference", action="store_true", help="predictions, not training steps")
+    parser.add_argument("--variants", nargs="+", metavar="LABEL", help="default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--count", type=int, help="RoIs of the head, else images")
+    parser.add_argument("--size", type=int, help="of the images, pixels")
+    parser.add_argument("--output", type=Path, help="default: outputs/benchmark_SUBJECT_...")
+    arguments = parser.parse_args()
+    subject = SUBJECTS[arguments.subject]
+    known = {variant.label: variant for variant in subject.variants}
+    labels = arguments.variants or list(known)
+    unknown = [label for label in labels if label not in known]
+    if unknown:
+        parser.error(f"--variants {', '.join(unknown)}: choose from {', '.join(map(repr, known))}")
+    count, size = arguments.count or subject.count, arguments.size or subject.size
+    if min(count, size, arguments.rounds) < 1:
+        parser.error("--count, --size and --rounds must be at least 1")
+    train = not arguments.inference
+    steps = {
+        label: build_step(subject, known[label], CONFIGS, count=count, size=size, train=train)
+        for label in tqdm(labels, "building")
+    }
+    with tqdm(total=len(labels) * (arguments.rounds + 1), unit="step") as bar:
+
+        def report(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        measurements = interleave(steps, arguments.rounds, progress=report)
+    kind = "training" if train else "inference"
+    output = arguments.output or Path(f"outputs/benchmark_{arguments.subject}_{kind}")
+    table = "\n".join(markdown(measurements)) + "\n"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output.with_name(f"{output.name}.md"), table.encode())
+    write_json(
+        output.with_name(f"{output.name}.json"),
+        {
+            "subject": arguments.subject,
+            "kind": kind,
+            "count": count,
+            "size": size,
+            "date": datetime.date.today().isoformat(),
+            "machine": machine(),
+            "variants": {label: asdict(known[label]) for label in labels},
+            "measurements": [asdict(one) for one in measurements],
+        },
+    )
+    sys.stdout.write(f"{table}\n{arguments.subject}, {kind}, count {count}, size {size}; ")
+    sys.stdout.write(", ".join(f"{key} {value}" for key, value in machine().items()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
