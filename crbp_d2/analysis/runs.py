@@ -47,9 +47,14 @@ def load_run(text: str, overrides: Sequence[str] = ()) -> Run:
         raise ConfigurationError(
             f"{folder}: there is no config.yaml; give the OUTPUT_DIR of a training"
         )
+    final = folder / "model_final.pth"
+    if not final.is_file() and not (folder / "last_checkpoint").is_file():
+        raise ConfigurationError(
+            f"{folder}: there is no model_final.pth and no earlier checkpoint; give the OUTPUT_DIR "
+            "of a training that has saved one"
+        )
     cfg = read_config(str(config), overrides)
     cfg.OUTPUT_DIR = str(folder)
-    final = folder / "model_final.pth"
     cfg.MODEL.WEIGHTS = str(final) if final.is_file() else ""
     prepare(cfg, eval_only=True)
     return Run(label, folder, cfg, load_model(cfg, resume=not final.is_file()).eval())

@@ -145,11 +145,13 @@ def write_figure(path: Path, spaces: Mapping[str, StateSpace]) -> None:
         height = np.arange(1, len(ordered) + 1) / len(ordered)
         last.plot(ordered, height, color=COLOURS[index], label=label)
     last.set(
-        xlabel="distance of the states at N and at the last step, $|h_T-h_N|/|h_N|$",
+        xlabel="from step N to the last, $|h_T-h_N|/|h_N|$",
         ylabel="fraction of samples",
         ylim=(0, 1),
     )
     last.legend()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     save_figure(figure, path)
 
 
@@ -170,12 +172,13 @@ def _draw(panel: Any, label: str, space: StateSpace) -> None:
             panel.contour(*grid, density, levels=4, colors=colour, linewidths=0.8)
         panel.plot([], [], color=colour, label=name)
     path = space.projected[0]
-    panel.plot(*path.T, color=COLOURS[2], marker=".", markersize=3, linewidth=0.8, label="an image")
+    panel.plot(
+        *path.T, color=COLOURS[2], marker=".", markersize=3, linewidth=0.8, label="one image"
+    )
     panel.plot(*path[trained - 1], color=COLOURS[6], marker="*", markersize=9, label="its step N")
     share = [f"component {i + 1} ({100 * space.explained[i]:.0f} % of variance)" for i in range(2)]
     panel.set(title=label, xlabel=share[0], ylabel=share[1])
     panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    panel.legend(fontsize=7)
 
 
 def _density(states: Floats, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:

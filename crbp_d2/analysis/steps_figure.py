@@ -61,7 +61,7 @@ def write_figure(
             values = [one.scores[name] for one in curve.entries]
             _line(panel, index, curve, values)
         unit = "%" if name in PANOPTIC else "0 to 1"
-        panel.set(xlabel="step", ylabel=f"{TITLES[name]}, {unit}", ylim=(0, None))
+        panel.set(xlabel="step", ylabel=f"{TITLES[name]}, {unit}")
     for index, (label, points) in enumerate((published or {}).items()):
         panels[0].plot(
             list(points),
@@ -72,7 +72,9 @@ def write_figure(
             markersize=4,
             label=f"published: {label}",
         )
-    panels[0].legend(fontsize=7)
+    for panel, name in zip(panels, names, strict=False):
+        panel.set_ylim(0, panel.get_ylim()[1] if name in PANOPTIC else 1.03)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     moving = panels[len(names)]
     for index, curve in enumerate(curves):
         _line(moving, index, curve, [one.change or math.nan for one in curve.entries])

@@ -37,7 +37,7 @@ def test_a_run_is_loaded_with_its_weights_and_left_as_it_was(folder):
 
 def test_an_unfinished_run_gives_its_last_checkpoint(folder):
     (folder / "model_final.pth").rename(folder / "model_0000009.pth")
-    with pytest.raises(ConfigurationError, match=r"MODEL\.WEIGHTS names no weights"):
+    with pytest.raises(ConfigurationError, match=r"run_0\.5: there is no model_final\.pth"):
         load_run(str(folder))
     (folder / "last_checkpoint").write_text("model_0000009.pth")
     assert load_run(str(folder)).label == "run_0.5"

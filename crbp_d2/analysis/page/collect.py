@@ -1,0 +1,168 @@
+"""What trained models answer at every step to the first images of a data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crbp_d2.analysis.outputs import find_recurrence, outputs_at
+from crbp_d2.analysis.page.encode import sheet
+from crbp_d2.analysis.page.painters import Painter
+from crbp_d2.analysis.runs import Run, load_run, split_label
+from crbp_d2.core import ConfigurationError
+from crbp_d2.core.errors import NonFiniteError
+from crbp_d2.data import build_test_loader
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One run on one image.
+
+    Attributes:
+        picture: data URI of a sheet with the different ones among its answers.
+        columns: frames a row of the sheet.
+        cell: height and width of a frame's place there.
+        frames: number of the frame for each step.
+        score: for each step; None where there is nothing to score.
+        residual: for each step the relative change of the state, of a mask head the mean over the
+            RoIs; None without any.
+    """
+
+    picture: str
+    columns: int
+    cell: tuple[int, int]
+    frames: list[int]
+    score: list[float | None]
+    residual: list[float | None]
+
+
+@dataclass(frozen=True)
+class PageImage:
+    """One image, and what each run makes of it.
+
+    Attributes:
+        name: of its file, or its number.
+        size: height and width of all its pictures.
+        image: data URI.
+        truth: data URI.
+        answers: in the order of the runs.
+    """
+
+    name: str
+    size: tuple[int, int]
+    image: str
+    truth: str
+    answers: list[Answers]
+
+
+def load_runs(texts: Sequence[str], data_set: str | None = None) -> list[Run]:
+    """The runs of `FOLDER` or `LABEL=FOLDER`, all with a recurrent circuit.
+
+    Args:
+        texts: see `load_run`.
+        data_set: in the place of their `DATASETS.TEST`.
+
+    Raises:
+        ConfigurationError: two have the same label, one has no recurrence, or see `load_run`.
+    """
+    labels = [split_label(text)[0] for text in texts]
+    repeated = {label for label in labels if labels.count(label) > 1}
+    if repeated:
+        raise ConfigurationError(
+            f"several runs are called {repeated.pop()}: give them labels, as in LABEL=FOLDER"
+        )
+    overrides = [] if data_set is None else ["DATASETS.TEST", repr((data_set,))]
+    runs = []
+    for text in texts:
+        run = load_run(text, overrides)
+        try:
+            find_recurrence(run.model)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{run.label} ({run.folder}): {error}") from error
+        runs.append(run)
+    return runs
+
+
+def shared_data_set(runs: Sequence[Run]) -> str:
+    """The first data set of `DATASETS.TEST`, which all runs must share.
+
+    Raises:
+        ConfigurationError: a run has none, or they differ.
+    """
+    names = {run.label: run.cfg.DATASETS.TEST[0] if run.cfg.DATASETS.TEST else "" for run in runs}
+    empty = [label for label, name in names.items() if not name]
+    if empty:
+        raise ConfigurationError(
+            f"{', '.join(empty)}: DATASETS.TEST of config.yaml is empty; name a data set with "
+            "--dataset"
+        )
+    if len(set(names.values())) > 1:
+        listed = ", ".join(f"{label} has {name}" for label, name in names.items())
+        raise ConfigurationError(
+            f"DATASETS.TEST differs: {listed}; name one data set for all with --dataset"
+        )
+    return next(iter(names.values()))
+
+
+def collect(
+    runs: Sequence[Run], data_set: str, painter: Painter, steps: Sequence[int], images: int
+) -> Iterator[PageImage]:
+    """Run the models on the first images, one image at a time.
+
+    Args:
+        runs: of `load_runs`.
+        data_set: a registered data set.
+        painter: for it.
+        steps: ascending, at least 1.
+        images: the most there are.
+
+    Raises:
+        ConfigurationError: data set and models don't fit together, or a state is not finite.
+    """
+    loaders = [build_test_loader(run.cfg, data_set, num_workers=0) for run in runs]
+    for _, batches in zip(range(images), zip(*loaders, strict=True), strict=False):
+        record = batches[0][0]
+        image, truth = painter.scene(record)
+        yield PageImage(
+            name=Path(record.get("file_name", f"{record['image_id']:06d}")).stem,
+            size=(image.shape[0], image.shape[1]),
+            image=painter.encode_image(image),
+            truth=painter.encode_answers(truth),
+            answers=[
+                _answers(run, painter, batch, steps)
+                for run, batch in zip(runs, batches, strict=True)
+            ],
+        )
+
+
+def _answers(
+    run: Run, painter: Painter, batch: list[dict[str, Any]], steps: Sequence[int]
+) -> Answers:
+    number: dict[bytes, int] = {}
+    different, frames, residual = [], [], []
+    try:
+        for one in outputs_at(run.model, batch, steps):
+            key = painter.key(one.outputs[0])
+            if key not in number:
+                number[key] = len(number)
+                different.append(painter.answer(batch[0], one.outputs[0]))
+            frames.append(number[key])
+            residual.append(_number(float(one.change.mean())))
+    except NonFiniteError as error:
+        raise ConfigurationError(f"{run.label}: {error}; give fewer --steps") from error
+    whole = sheet([picture for picture, _ in different])
+    return Answers(
+        picture=painter.encode_answers(whole.picture),
+        columns=whole.columns,
+        cell=whole.cell,
+        frames=frames,
+        score=[_number(different[frame][1]) for frame in frames],
+        residual=residual,
+    )
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,81 @@
+"""The figures that other tools left in the folder of a run, as HTML."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+from crbp_d2.analysis.page.encode import figure_png
+from crbp_d2.analysis.runs import Run
+from crbp_d2.core import ConfigurationError
+
+FIGURES = {
+    "curves.png": (
+        "Training curves",
+        "Line charts of losses and scores against the iteration of training",
+        "tools/plot_curves.py",
+    ),
+    "steps.png": (
+        "Scores at every step",
+        "Line charts of scores over the data set and of the relative change of the state against "
+        "the number of steps",
+        "tools/eval_steps.py",
+    ),
+    "state_space.png": (
+        "State space",
+        "The path of the state from step to step, projected to two dimensions",
+        "tools/state_space.py",
+    ),
+    "stability.png": (
+        "Stability",
+        "Charts of how far the state moves and whether it settles",
+        "tools/stability.py",
+    ),
+}
+"""Name of a file -> title, what it shows, and the command that makes it."""
+
+
+def figures_html(run: Run) -> str:
+    """The figures of a run, its verdict, and which command makes those that are not there.
+
+    Raises:
+        ConfigurationError: a file is there, but can't be read.
+    """
+    shown = [name for name in FIGURES if (run.folder / name).is_file()]
+    commands = [command for name, (_, _, command) in FIGURES.items() if name not in shown]
+    makers = ", ".join(f"<code>{command}</code>" for command in commands)
+    label = escape(run.label)
+    verdict = _verdict(run.folder / "stability.json")
+    if not shown and not verdict:
+        return f'<p class="absent"><b>{label}</b> has none yet: run {makers}.</p>'
+    parts = [f"<h3>{label}</h3>"]
+    if verdict:
+        parts.append(f'<p class="verdict">{escape(verdict)}</p>')
+    if shown:
+        figures = "".join(_figure(run, name) for name in shown)
+        parts.append(f'<div class="figures">{figures}</div>')
+    if makers:
+        parts.append(f'<p class="absent">For more, run {makers}.</p>')
+    return "".join(parts)
+
+
+def _figure(run: Run, name: str) -> str:
+    title, shows, _ = FIGURES[name]
+    alt = escape(f"{run.label}: {shows}.")
+    source, width, height = figure_png(run.folder / name)
+    return (
+        f'<figure><div><img src="{source}" width="{width}" height="{height}" alt="{alt}" '
+        f'loading="lazy"></div><figcaption>{title}</figcaption></figure>'
+    )
+
+
+def _verdict(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["verdict"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f'{path}: has no line of text "verdict"; make it again with tools/stability.py'
+        ) from error
