@@ -12,8 +12,10 @@ examples:
   tools/eval_steps.py --config-file configs/pathfinder/hgru_14.yaml --steps N,2N,4N \\
       MODEL.WEIGHTS outputs/pathfinder_14_hgru/model_final.pth \\
       DATASETS.TEST "('pathfinder_14_test', 'pathfinder_20_test', 'pathfinder_25_test')"
-  another run, already evaluated, in the same figure:
+  another run, already evaluated, in the same figure; and runs that all are:
   tools/eval_steps.py ... --plot-with BPTT=outputs/bptt/steps.csv
+  tools/eval_steps.py --plot-only figures/steps \
+      --plot-with C-RBP=outputs/crbp/steps.csv BPTT=outputs/bptt/steps.csv
 """
 
 import argparse
@@ -35,7 +37,7 @@ from crbp_d2.analysis.steps import (
     step_evaluators,
     write_csv,
 )
-from crbp_d2.analysis.steps_figure import Curve, write_figure
+from crbp_d2.analysis.steps_figure import curves_of, write_figure
 from crbp_d2.data import build_test_loader
 from crbp_d2.engine import argument_parser, load_model, setup
 
@@ -55,6 +57,9 @@ def main() -> None:
         "--plot-with", nargs="+", default=[], metavar="LABEL=CSV", help="steps.csv of other runs"
     )
     parser.add_argument(
+        "--plot-only", type=Path, metavar="FIGURE", help="draw --plot-with alone, evaluate nothing"
+    )
+    parser.add_argument(
         "--published", metavar="NAME", help="the paper's curves: pathfinder_14 or panoptic_R50"
     )
     parser.add_argument(
@@ -63,6 +68,17 @@ def main() -> None:
         help="also evaluate every step by itself; compare the scores, print the ratio of the times",
     )
     arguments = parser.parse_args()
+    try:
+        others = {label: read_csv(path) for label, path in map(split_label, arguments.plot_with)}
+        published = per_step(arguments.published) if arguments.published else None
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.plot_only is not None:
+        if not others:
+            parser.error("--plot-only needs --plot-with LABEL=CSV ...")
+        write_figure(arguments.plot_only, curves_of(others), published)
+        sys.stdout.write(f"{arguments.plot_only}.png, .pdf\n")
+        return
     arguments.eval_only = True
     cfg = setup(arguments)
     if not cfg.DATASETS.TEST:
@@ -71,8 +87,6 @@ def main() -> None:
     found, lines = {}, []
     try:
         steps = parse_steps(arguments.steps, cfg.CRBP.STEPS)
-        others = {label: read_csv(path) for label, path in map(split_label, arguments.plot_with)}
-        published = per_step(arguments.published) if arguments.published else None
         model = load_model(cfg, resume=arguments.resume).eval()
         find_recurrence(model)
         for name in cfg.DATASETS.TEST:
@@ -99,15 +113,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     write_csv(output / "steps.csv", found, cfg.CRBP.STEPS)
-    curves = [
-        Curve(f"{label}, {name}" if len(entries) > 1 else label, trained, one)
-        for label, (entries, trained) in {
-            arguments.label: (found, cfg.CRBP.STEPS),
-            **others,
-        }.items()
-        for name, one in entries.items()
-    ]
-    write_figure(output / "steps", curves, published)
+    runs = {arguments.label: (found, cfg.CRBP.STEPS), **others}
+    write_figure(output / "steps", curves_of(runs), published)
     names = list(next(iter(found.values()))[0].scores)
     rows = [
         [name, one.step, *one.scores.values(), one.change] for name in found for one in found[name]

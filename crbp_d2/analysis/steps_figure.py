@@ -40,6 +40,19 @@ class Curve:
     entries: Sequence[StepScores]
 
 
+def curves_of(runs: Mapping[str, tuple[Mapping[str, Sequence[StepScores]], int]]) -> list[Curve]:
+    """The lines of several runs, named after the run and, if it has several, the data set.
+
+    Args:
+        runs: label -> its scores by data set, and the trained number of steps; see `read_csv`.
+    """
+    return [
+        Curve(f"{label}, {name}" if len(found) > 1 else label, trained, entries)
+        for label, (found, trained) in runs.items()
+        for name, entries in found.items()
+    ]
+
+
 @styled()
 def write_figure(
     path: Path, curves: Sequence[Curve], published: Mapping[str, Mapping[int, float]] | None = None
@@ -73,7 +86,7 @@ def write_figure(
             label=f"published: {label}",
         )
     for panel, name in zip(panels, names, strict=False):
-        panel.set_ylim(0, panel.get_ylim()[1] if name in PANOPTIC else 1.03)
+        panel.set_ylim(0, panel.get_ylim()[1] if name in PANOPTIC else 1.06)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     moving = panels[len(names)]
     for index, curve in enumerate(curves):
