@@ -40,6 +40,17 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # rbp, crbp: end the series once its norm exceeds this, in units of the loss. The released code
     # has 1.0, which silently gives one-step gradients for large losses; 0.0 for no such cap.
     node.NEUMANN_NORM_CAP = 0.0
+    # rbp, crbp: how the adjoint equation is solved. none is the series; anderson (Anderson
+    # acceleration) comes as near with fewer products, NEUMANN_TERMS being their number then: 7
+    # for 15.
+    node.ADJOINT_ACCELERATION = "none"
+    # rbp, crbp: the same for the steps before the last one, STEPS being the evaluations of the
+    # circuit; its states are then no longer those of plain steps. Not with a tolerance, nor with
+    # EARLY_LOSS_WEIGHT.
+    node.FORWARD_ACCELERATION = "none"
+    # Earlier changes that Anderson acceleration mixes. At least 1; each takes the memory of two
+    # states.
+    node.ANDERSON_MEMORY = 5
     # implicit: relative residual at which GMRES stops, in (0, 1).
     node.ADJOINT_TOLERANCE = 1e-6
     # implicit: most vector-Jacobian products between restarts of GMRES. At least 1.
@@ -100,6 +111,10 @@ def add_crbp_config(cfg: CfgNode) -> None:
     node.CHANNELS = 256
     # Size of the suppression and facilitation kernels (E), odd.
     node.KERNEL_SIZE = 3
+    # hgru: how those kernels are convolved, direct, fft (in the Fourier domain, the same up to
+    # rounding), or auto: fft where it was measured to be faster, for kernels from 9 on a CPU. Steps
+    # that COMPILE compiles are direct.
+    node.CONVOLUTION = "auto"
     # mask_hgru: suppression gate, gala (global and local attention, the paper) or pointwise.
     node.GATE = "gala"
     # mask_hgru, hgru: norm inside the cell, GN, IN, BN or "". SyncBN can't be differentiated twice.

@@ -26,12 +26,14 @@ from crbp_d2.core.penalties import Penalty, Weight
 from crbp_d2.core.recurrence import parse_algorithm
 
 KEYS = {
+    "acceleration": "ADJOINT_ACCELERATION",
     "activation_name": "ACTIVATION",
     "bound": "LCP_BOUND",
     "length": "BACKWARD_STEPS",
     "max_iterations": "KRYLOV_RESTARTS",
     "margin": "SPECTRAL_MARGIN",
     "max_samples": "PENALTY_SAMPLES",
+    "memory": "ANDERSON_MEMORY",
     "norm_cap": "NEUMANN_NORM_CAP",
     "points": "PENALTY_SCHEDULE",
     "power_steps": "SPECTRAL_POWER_STEPS",
@@ -95,6 +97,7 @@ def cell(node: CfgNode) -> nn.Module:
         "rectify_state": node.RECTIFY_STATE,
         "gate_bias": node.GATE_BIAS,
         "chrono_steps": node.STEPS,
+        "convolution": node.CONVOLUTION,
     }
     taken = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in available.items() if name in taken})
@@ -118,6 +121,9 @@ def estimator_options(node: CfgNode) -> dict[str, Any]:
             "neumann_terms": node.NEUMANN_TERMS,
             "neumann_tolerance": node.NEUMANN_TOLERANCE,
             "norm_cap": node.NEUMANN_NORM_CAP or None,
+            "acceleration": node.ADJOINT_ACCELERATION,
+            "forward_acceleration": node.FORWARD_ACCELERATION,
+            "memory": node.ANDERSON_MEMORY,
         }
     if name == "implicit":
         return {
@@ -153,6 +159,7 @@ def penalties(node: CfgNode) -> tuple[Penalty, ...]:
             return weight
         return WeightSchedule(tuple((i, weight * factor) for i, factor in schedule))
 
+    scheduled(1.0)  # a wrong schedule is refused whether or not a penalty follows it
     chosen: list[Penalty] = []
     if parse_algorithm(node.ALGORITHM)[1]:
         chosen.append(

@@ -164,9 +164,16 @@ def _instances(count: int, size: int, classes: int) -> Instances:
     )
 
 
-def _recurrent(config: str, more: Sequence[Variant] = ()) -> tuple[Variant, ...]:
+def _recurrent(config: str, more: Sequence[tuple[Any, ...]] = ()) -> tuple[Variant, ...]:
+    """C-RBP over 20 steps with 15 Neumann terms and every lever off, its rivals, and its levers.
+
+    Args:
+        config: of the model.
+        more: further levers, label and `KEY VALUE ...`.
+    """
+
     def crbp(label: str, *overrides: Any) -> Variant:
-        return Variant(label, config, overrides)
+        return Variant(label, config, ("CRBP.CONVOLUTION", "direct", *overrides))
 
     def bptt(steps: int) -> Variant:
         return crbp(f"bptt {steps}", "CRBP.ALGORITHM", "bptt", "CRBP.STEPS", steps)
@@ -177,7 +184,7 @@ def _recurrent(config: str, more: Sequence[Variant] = ()) -> tuple[Variant, ...]
         crbp("rbp 20/15", "CRBP.ALGORITHM", "rbp"),
         crbp("crbp 10/7", "CRBP.STEPS", 10, "CRBP.NEUMANN_TERMS", 7),
         crbp("crbp 20/15, penalty on 4", "CRBP.PENALTY_SAMPLES", 4),
-        *more,
+        *(crbp(*lever) for lever in more),
     )
 
 
@@ -197,7 +204,9 @@ SUBJECTS: Mapping[str, Subject] = {
         size=64,
         variants=(
             Variant("feed-forward", "pathfinder/feedforward_14.yaml"),
-            *_recurrent("pathfinder/hgru_14.yaml"),
+            *_recurrent(
+                "pathfinder/hgru_14.yaml", [("crbp 20/15, FFT", "CRBP.CONVOLUTION", "fft")]
+            ),
         ),
     ),
     "model": Subject(

@@ -6,12 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crbp_d2.core.cells.parts import (
-    PointwiseGate,
-    initialise_gate_biases,
-    odd_kernel,
-    state_norm,
-)
+from crbp_d2.core.cells.fft_convolution import LongRangeConv2d
+from crbp_d2.core.cells.parts import PointwiseGate, initialise_gate_biases, state_norm
 
 
 class HGRUCell(nn.Module):
@@ -39,6 +35,8 @@ class HGRUCell(nn.Module):
         gate_bias: `chrono` (the paper's intent), `released` or `zero`; see
             `initialise_gate_biases`.
         chrono_steps: `T` of the chrono initialisation.
+        convolution: how `W^S` and `W^F` are convolved, `direct`, `fft`, or `auto` for the faster
+            one; see `LongRangeConv2d`.
 
     Raises:
         ConfigurationError: an unknown name or an impossible size.
@@ -54,15 +52,15 @@ class HGRUCell(nn.Module):
         rectify_state: bool = False,
         gate_bias: str = "chrono",
         chrono_steps: int = 20,
+        convolution: str = "auto",
     ) -> None:
         super().__init__()
-        size = odd_kernel(kernel_size)
         self.rectify_state = rectify_state
         self.suppression_gate = PointwiseGate(channels=channels)
-        self.suppression = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
+        self.suppression = LongRangeConv2d(channels, channels, kernel_size, method=convolution)
         self.suppression_norm = state_norm(norm, channels, scale=norm_scale)
         self.recurrent_gate = PointwiseGate(channels=channels)
-        self.facilitation = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
+        self.facilitation = LongRangeConv2d(channels, channels, kernel_size, method=convolution)
         self.facilitation_norm = state_norm(norm, channels, scale=norm_scale)
         self.alpha = nn.Parameter(torch.full((channels, 1, 1), 0.1))
         self.mu = nn.Parameter(torch.ones(channels, 1, 1))
