@@ -197,7 +197,7 @@ def write_report(
     scoring.plot(ordered, [scores[step] for step in ordered], color=COLOURS[1], marker="o")
     scoring.axvline(dynamics.trained_steps, color=COLOURS[6], linestyle="--")
     unit = f"{name}, %" if scale == 100 else f"{name}, 0 to 1"
-    scoring.set(xlabel="step", ylabel=unit, ylim=(0, scale), xticks=ordered)
+    scoring.set(xlabel="step", ylabel=unit, ylim=(0, 1.06 * scale), xticks=ordered)
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(figure, folder / "stability")
     write_json(

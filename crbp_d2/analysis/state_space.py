@@ -24,6 +24,11 @@ from crbp_d2.analysis.outputs import Batch
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import write_json, write_whole
 
+GRID = 120
+"""Points of the densities along each component."""
+LEVELS = np.array([0.05, 0.25, 0.5, 0.75])
+"""Densities that are drawn, in parts of the largest."""
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -149,7 +154,7 @@ def write_figure(path: Path, spaces: Mapping[str, StateSpace]) -> None:
         ylabel="fraction of samples",
         ylim=(0, 1),
     )
-    last.legend()
+    last.legend(loc="center")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     save_figure(figure, path)
@@ -162,14 +167,16 @@ def _draw(panel: Any, label: str, space: StateSpace) -> None:
     low, high = np.quantile(everything, [0.001, 0.999], axis=0)
     margin = 0.1 * (high - low) + 1e-6
     low, high = low - margin, high + margin
-    grid = np.stack(np.meshgrid(*(np.linspace(low[i], high[i], 60) for i in range(2))))
+    grid = np.stack(np.meshgrid(*(np.linspace(low[i], high[i], GRID) for i in range(2))))
     late = space.projected[:, trained:] if space.projected.shape[1] > trained else None
     parts = [("up to N", space.projected[:, :trained], COLOURS[0])]
     parts += [] if late is None else [("after N", late, COLOURS[1])]
     for name, states, colour in parts:
         density = _density(states.reshape(-1, 2), grid)
         if density is not None:
-            panel.contour(*grid, density, levels=4, colors=colour, linewidths=0.8)
+            panel.contour(
+                *grid, density, levels=LEVELS * density.max(), colors=colour, linewidths=0.8
+            )
         panel.plot([], [], color=colour, label=name)
     path = space.projected[0]
     panel.plot(

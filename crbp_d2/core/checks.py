@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crbp_d2.core.errors import CellError, ConfigurationError, choices
 from crbp_d2.core.guard import POLICIES
 from crbp_d2.core.penalties import Penalty
-from crbp_d2.core.unrolled import Unrolled
+from crbp_d2.core.unrolled import Estimator, Unrolled
 
 
 def require_step(steps: int, name: str = "steps", *, least: int = 1) -> None:
@@ -25,6 +25,16 @@ def require_step(steps: int, name: str = "steps", *, least: int = 1) -> None:
         )
 
 
+def require_at_least(name: str, value: float, least: float) -> None:
+    """A number is not below the least one.
+
+    Raises:
+        ConfigurationError: it is, or it is NaN.
+    """
+    if not value >= least:
+        raise ConfigurationError(f"{name} must be at least {least}, got {value}", option=name)
+
+
 def require_tolerance(name: str, tolerance: float | None) -> None:
     """A tolerance is above 0, or `None`.
 
@@ -33,6 +43,20 @@ def require_tolerance(name: str, tolerance: float | None) -> None:
     """
     if tolerance is not None and not tolerance > 0:
         raise ConfigurationError(f"{name} must be above 0, or None, got {tolerance}", option=name)
+
+
+def require_stoppable(estimator: Estimator, test_tolerance: float | None) -> None:
+    """A tolerance outside training stops steps of the circuit, so the estimator takes them.
+
+    Raises:
+        ConfigurationError: it doesn't.
+    """
+    if test_tolerance is not None and not estimator.plain_steps:
+        raise ConfigurationError(
+            "test_tolerance stops plain steps of the circuit, which deq and forward_acceleration "
+            "do not take; leave it out",
+            option="test_tolerance",
+        )
 
 
 def require_policy(policy: str) -> None:

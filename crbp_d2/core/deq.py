@@ -50,6 +50,11 @@ class DeepEquilibrium:
         if self.backward_iterations < 3:
             raise ConfigurationError("backward_iterations must be at least 3")
 
+    @property
+    def plain_steps(self) -> bool:
+        """See `Estimator.plain_steps`: a solver's evaluations are none."""
+        return False
+
     def check(self, steps: int, tolerance: float | None) -> None:
         """At least 4 steps, torchdeq installed, and no tolerance but its own."""
         if steps < 4:

@@ -7,11 +7,10 @@ import math
 import torch
 
 from crbp_d2.core.circuit import Circuit
-from crbp_d2.core.deq import DeepEquilibrium
 from crbp_d2.core.errors import ConfigurationError
-from crbp_d2.core.estimators import Estimator
 from crbp_d2.core.forward import Observer
 from crbp_d2.core.state import Parts, as_leaves
+from crbp_d2.core.unrolled import Estimator
 
 
 class EarlyStep:
@@ -67,9 +66,9 @@ def require_early(begin: float | None, steps: int, estimator: Estimator) -> None
         )
     if steps < 2:
         raise ConfigurationError("early_from needs at least 2 steps", option="early_from")
-    if isinstance(estimator, DeepEquilibrium):
+    if not estimator.plain_steps:
         raise ConfigurationError(
-            "early_from does not go with deq: what its solver evaluates are no steps of the "
-            "circuit",
+            "early_from does not go with deq or forward_acceleration: what a solver evaluates are "
+            "no steps of the circuit",
             option="early_from",
         )

@@ -21,62 +21,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from crbp_d2.core.adjoint import (
-    AdjointSolver,
-    equilibrium_gradient,
-    gmres,
-    neumann_series,
-)
 from crbp_d2.core.cells.parts import statistics_kept
+from crbp_d2.core.checks import require_at_least
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.deq import DeepEquilibrium
+from crbp_d2.core.equilibrium import (
+    ImplicitGradient,
+    OneStepGradient,
+    RecurrentBackPropagation,
+)
 from crbp_d2.core.errors import ConfigurationError, choices, refuse_tolerance
 from crbp_d2.core.forward import relax
 from crbp_d2.core.state import Parts, as_leaves
-from crbp_d2.core.unrolled import Run, Unrolled
-
-
-class Estimator(Protocol):
-    """One way to estimate the gradient."""
-
-    def check(self, steps: int, tolerance: float | None) -> None:
-        """Refuse a number of training steps, or a tolerance, that can't work.
-
-        Raises:
-            ConfigurationError: naming the option.
-        """
-        ...
-
-    def advance(self, circuit: Circuit, start: Parts, run: Run) -> tuple[Parts, Tensor]:
-        """All steps but the last without a graph, where nothing is learned: the state, and `(N,)`
-        the steps taken."""
-        ...
-
-    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
-        """Run the circuit from `start`, recorded so that `backward()` gives this estimator's
-        gradient.
-
-        Raises:
-            ConfigurationError: the options don't fit the number of steps.
-        """
-        ...
-
-
-class PlainSteps:
-    """What estimators share that run the circuit's own steps forward."""
-
-    def check(self, steps: int, tolerance: float | None) -> None:
-        """Any number of steps will do, and any tolerance."""
-
-    def advance(self, circuit: Circuit, start: Parts, run: Run) -> tuple[Parts, Tensor]:
-        """See `Estimator.advance`."""
-        return relax(circuit, start, run.steps - 1, tolerance=run.tolerance, observe=run.observe)
+from crbp_d2.core.unrolled import Estimator, PlainSteps, Run, Unrolled, all_steps
 
 
 @dataclass(frozen=True)
@@ -110,7 +72,7 @@ class BackPropagationThroughTime(PlainSteps):
             run.seen(step, after)
             if self.every_step:
                 trajectory.append(after)
-        return Unrolled(after, before, after, _all_steps(start, run.steps), trajectory)
+        return Unrolled(after, before, after, all_steps(start, run.steps), trajectory)
 
 
 @dataclass(frozen=True)
@@ -124,7 +86,7 @@ class TruncatedBackPropagation(PlainSteps):
     length: int = 3
 
     def __post_init__(self) -> None:
-        _at_least("length", self.length, 1)
+        require_at_least("length", self.length, 1)
 
     def check(self, steps: int, tolerance: float | None) -> None:
         """At least `length` steps."""
@@ -142,44 +104,6 @@ class TruncatedBackPropagation(PlainSteps):
 
 
 @dataclass(frozen=True)
-class RecurrentBackPropagation(PlainSteps):
-    """`rbp`: the implicit gradient by a truncated Neumann series; with a penalty it is `crbp`.
-
-    Attributes:
-        neumann_terms: `K >= 0`. 0 gives the one-step gradient `jfb`.
-        neumann_tolerance: a sample's series ends when a term falls under this fraction of the
-            first.
-        norm_cap: end the series once the norm of the running sum exceeds this, as the released code
-            does with 1.0. `None`: never. See `neumann_series` for what that cap does to the
-            gradient.
-    """
-
-    neumann_terms: int = 15
-    neumann_tolerance: float = 1e-4
-    norm_cap: float | None = None
-
-    def __post_init__(self) -> None:
-        _at_least("neumann_terms", self.neumann_terms, 0)
-        _at_least("neumann_tolerance", self.neumann_tolerance, 0)
-        if self.norm_cap is not None:
-            _at_least("norm_cap", self.norm_cap, 0)
-
-    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
-        solver = neumann_series(
-            self.neumann_terms, tolerance=self.neumann_tolerance, norm_cap=self.norm_cap
-        )
-        return _unroll_equilibrium(circuit, start, run, solver)
-
-
-@dataclass(frozen=True)
-class OneStepGradient(PlainSteps):
-    """`jfb`, Jacobian-free back-propagation: the gradient of the last step alone."""
-
-    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
-        return RecurrentBackPropagation(neumann_terms=0).unroll(circuit, start, run)
-
-
-@dataclass(frozen=True)
 class PhantomGradient(PlainSteps):
     """`phantom`: autograd through a damped unroll `h <- (1 - damping) h + damping F(x, h)`.
 
@@ -194,7 +118,7 @@ class PhantomGradient(PlainSteps):
     damping: float = 0.5
 
     def __post_init__(self) -> None:
-        _at_least("length", self.length, 1)
+        require_at_least("length", self.length, 1)
         if not 0 < self.damping <= 1:
             raise ConfigurationError(
                 f"damping must lie in (0, 1], got {self.damping}", option="damping"
@@ -214,40 +138,6 @@ class PhantomGradient(PlainSteps):
             state = tuple(b + self.damping * (a - b) for a, b in zip(after, before, strict=True))
             run.seen(step, state)
         return Unrolled(state, before, after, taken + self.length)
-
-
-@dataclass(frozen=True)
-class ImplicitGradient(PlainSteps):
-    """`implicit`: `(I - J)^-T g0` solved to a tolerance by GMRES, the reference for all others.
-
-    It is the exact gradient of the equilibrium only if the forward steps have reached it.
-
-    Attributes:
-        adjoint_tolerance: relative residual of the linear system.
-        max_iterations: restarts of GMRES to allow at most.
-        krylov_size: vectors kept between restarts; memory is that many states in float64.
-    """
-
-    adjoint_tolerance: float = 1e-10
-    max_iterations: int = 20
-    krylov_size: int = 100
-
-    def __post_init__(self) -> None:
-        if not 0 < self.adjoint_tolerance < 1:
-            raise ConfigurationError(
-                f"adjoint_tolerance must lie in (0, 1), got {self.adjoint_tolerance}",
-                option="adjoint_tolerance",
-            )
-        _at_least("max_iterations", self.max_iterations, 1)
-        _at_least("krylov_size", self.krylov_size, 1)
-
-    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
-        solver = gmres(
-            tolerance=self.adjoint_tolerance,
-            max_iterations=self.max_iterations,
-            krylov_size=self.krylov_size,
-        )
-        return _unroll_equilibrium(circuit, start, run, solver)
 
 
 ESTIMATORS: Mapping[str, type[Any]] = {
@@ -286,18 +176,6 @@ def build_estimator(name: str, **options: Any) -> Estimator:
     return estimator
 
 
-def _unroll_equilibrium(
-    circuit: Circuit, start: Parts, run: Run, solver: AdjointSolver
-) -> Unrolled:
-    """`T - 1` steps without a graph and one with it, which serves output, adjoint and penalties."""
-    free, taken = _relax_before(circuit, start, run, 1)
-    before = as_leaves(free)
-    after = circuit(before)
-    run.seen(run.steps, after)
-    state = equilibrium_gradient(after, before, solver, run.report)
-    return Unrolled(state, before, after, taken + 1)
-
-
 def _relax_before(circuit: Circuit, start: Parts, run: Run, recorded: int) -> tuple[Parts, Tensor]:
     return relax(
         circuit,
@@ -328,17 +206,8 @@ def _requiring_gradients(parts: Parts) -> Parts:
     return tuple(p if p.requires_grad else p.detach().requires_grad_() for p in parts)
 
 
-def _all_steps(start: Parts, steps: int) -> Tensor:
-    return torch.full((len(start[0]),), float(steps), device=start[0].device)
-
-
 def _require_steps(name: str, length: int, steps: int) -> None:
     if length > steps:
         raise ConfigurationError(
             f"{name}: length is {length}, but there are only {steps} steps", option="length"
         )
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ConfigurationError(f"{name} must be at least {least}, got {value}", option=name)

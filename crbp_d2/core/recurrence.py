@@ -18,13 +18,14 @@ from crbp_d2.core.checks import (
     require_penalties,
     require_policy,
     require_step,
+    require_stoppable,
     require_tolerance,
 )
 from crbp_d2.core.circuit import Cell, Circuit
 from crbp_d2.core.diagnostics import Diagnostics, relative_residual
 from crbp_d2.core.early import EarlyStep, require_early
 from crbp_d2.core.errors import ConfigurationError, choices
-from crbp_d2.core.estimators import ESTIMATORS, Estimator, build_estimator
+from crbp_d2.core.estimators import ESTIMATORS, build_estimator
 from crbp_d2.core.forward import Observer
 from crbp_d2.core.guard import (
     GradientGuard,
@@ -47,7 +48,7 @@ from crbp_d2.core.state import (
     where_samples,
     zero_state,
 )
-from crbp_d2.core.unrolled import Run, Unrolled
+from crbp_d2.core.unrolled import Estimator, Run, Unrolled
 
 PENALISED = {"crbp": "rbp"}
 """Names that stand for another estimator with the Lipschitz coefficient penalty."""
@@ -156,6 +157,7 @@ class Recurrence(nn.Module):
         require_tolerance("tolerance", tolerance)
         require_tolerance("test_tolerance", test_tolerance)
         self.estimator.check(steps, tolerance)
+        require_stoppable(self.estimator, test_tolerance)
         if tolerance is not None:
             refuse_coupled_samples(cell)
         require_early(early_from, steps, self.estimator)

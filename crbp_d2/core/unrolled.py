@@ -1,13 +1,16 @@
-"""What goes into an estimator and what comes out."""
+"""What an estimator is, what goes into it and what comes out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import AdjointReport
-from crbp_d2.core.forward import Observer
+from crbp_d2.core.forward import Observer, relax
 from crbp_d2.core.state import Parts, where_samples
 
 
@@ -60,3 +63,55 @@ class Unrolled:
             steps=self.steps,
             trajectory=[where_samples(condition, parts) for parts in self.trajectory],
         )
+
+
+class Estimator(Protocol):
+    """One way to estimate the gradient."""
+
+    @property
+    def plain_steps(self) -> bool:
+        """Whether the states before the last one are those of the circuit's own steps."""
+        ...
+
+    def check(self, steps: int, tolerance: float | None) -> None:
+        """Refuse a number of training steps, or a tolerance, that can't work.
+
+        Raises:
+            ConfigurationError: naming the option.
+        """
+        ...
+
+    def advance(self, circuit: Circuit, start: Parts, run: Run) -> tuple[Parts, Tensor]:
+        """All steps but the last without a graph, where nothing is learned: the state, and `(N,)`
+        the steps taken."""
+        ...
+
+    def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
+        """Run the circuit from `start`, recorded so that `backward()` gives this estimator's
+        gradient.
+
+        Raises:
+            ConfigurationError: the options don't fit the number of steps.
+        """
+        ...
+
+
+class PlainSteps:
+    """What estimators share that run the circuit's own steps forward."""
+
+    @property
+    def plain_steps(self) -> bool:
+        """See `Estimator.plain_steps`."""
+        return True
+
+    def check(self, steps: int, tolerance: float | None) -> None:
+        """Any number of steps will do, and any tolerance."""
+
+    def advance(self, circuit: Circuit, start: Parts, run: Run) -> tuple[Parts, Tensor]:
+        """See `Estimator.advance`."""
+        return relax(circuit, start, run.steps - 1, tolerance=run.tolerance, observe=run.observe)
+
+
+def all_steps(start: Parts, steps: int) -> Tensor:
+    """`(N,)`: every sample of `start` takes all steps."""
+    return torch.full((len(start[0]),), float(steps), device=start[0].device)

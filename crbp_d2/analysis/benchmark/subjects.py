@@ -184,6 +184,11 @@ def _recurrent(config: str, more: Sequence[tuple[Any, ...]] = ()) -> tuple[Varia
         crbp("rbp 20/15", "CRBP.ALGORITHM", "rbp"),
         crbp("crbp 10/7", "CRBP.STEPS", 10, "CRBP.NEUMANN_TERMS", 7),
         crbp("crbp 20/15, penalty on 4", "CRBP.PENALTY_SAMPLES", 4),
+        crbp(
+            "crbp 12/7, Anderson",
+            *("CRBP.STEPS", 12, "CRBP.NEUMANN_TERMS", 7),
+            *("CRBP.ADJOINT_ACCELERATION", "anderson", "CRBP.FORWARD_ACCELERATION", "anderson"),
+        ),
         *(crbp(*lever) for lever in more),
     )
 
