@@ -91,20 +91,36 @@ def test_the_stem_starts_as_gabor_filters_and_squares():
 def test_quick_configs_step_with_every_algorithm(label, load_config):
     config, overrides = CONTENDERS[label]
     torch.manual_seed(0)
-    model = build_model(load_config(config, *SMALLER, *overrides))
+    # Without a schedule, as with one the penalties begin later.
+    cfg = load_config(config, *SMALLER, *overrides, "CRBP.PENALTY_SCHEDULE", ())
+    model = build_model(cfg)
     losses = step(model, records(2))
     assert all(torch.isfinite(loss) for loss in losses.values())
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert not missing
     expected = {"loss_sem_seg"}
-    expected |= {"loss_lcp"} if label in ("crbp", "bptt+lcp") else set()
-    expected |= {"loss_spectral", "loss_early"} if label == "contracting" else set()
+    if label != "feed-forward":
+        penalised = cfg.CRBP.ALGORITHM == "crbp" or cfg.CRBP.ALGORITHM.endswith("+lcp")
+        expected |= {"loss_lcp"} if penalised else set()
+        expected |= {"loss_early"} if cfg.CRBP.EARLY_LOSS_WEIGHT else set()
+        expected |= {"loss_spectral"} if cfg.CRBP.SPECTRAL_WEIGHT else set()
     assert set(losses) == expected
+
+
+def test_the_contracting_recipe_learns_first_and_contracts_afterwards(load_config):
+    cfg = load_config("quick/pathfinder_contracting.yaml", *SMALLER)
+    (begin, nothing), (end, all_of_it) = cfg.CRBP.PENALTY_SCHEDULE
+    assert (nothing, all_of_it) == (0, 1) and 0 < begin < end < cfg.SOLVER.MAX_ITER
+    model = build_model(cfg).train()
+    for iteration, penalised in ((0, False), (end, True)):
+        with EventStorage(iteration):
+            losses = model(records(2))
+        assert ("loss_spectral" in losses) == penalised
 
 
 def test_conv_lstm_reads_out_its_hidden_state(build):
     model = build("CRBP.CELL", "conv_lstm")
-    assert {"loss_sem_seg", "loss_lcp"} == set(step(model, records(2)))
+    assert {"loss_sem_seg", "loss_lcp", "loss_early"} == set(step(model, records(2)))
     outputs = model.eval()(records(2))
     assert outputs[0]["sem_seg"].shape == (2, 40, 40)
 
