@@ -52,10 +52,11 @@ class EquilibriumGradient(torch.autograd.Function):
         ctx: Any,
         solver: AdjointSolver,
         report: AdjointReport,
+        record: Callable[[], tuple[Parts, Parts]] | None,
         parts: int,
         *tensors: Tensor,
     ) -> Parts:
-        ctx.solver, ctx.report, ctx.parts = solver, report, parts
+        ctx.solver, ctx.report, ctx.record, ctx.parts = solver, report, record, parts
         ctx.save_for_backward(*tensors)
         return tuple(tensor.detach() for tensor in tensors[:parts])
 
@@ -63,13 +64,18 @@ class EquilibriumGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         after, before = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
+        graph = None if ctx.record else (before, after)
 
         def vjp(vector: Parts) -> Parts:
-            return vector_jacobian_product(after, before, vector)
+            nonlocal graph
+            if graph is None:
+                graph = ctx.record()
+            return vector_jacobian_product(graph[1], graph[0], vector)
 
         scale = _power_of_two_scale(incoming)
         gradient = ctx.solver(vjp, tuple(g / scale for g in incoming), scale, ctx.report)
         return (
+            None,
             None,
             None,
             None,
@@ -79,7 +85,12 @@ class EquilibriumGradient(torch.autograd.Function):
 
 
 def equilibrium_gradient(
-    after: Parts, before: Parts, solver: AdjointSolver, report: AdjointReport
+    after: Parts,
+    before: Parts,
+    solver: AdjointSolver,
+    report: AdjointReport,
+    *,
+    record: Callable[[], tuple[Parts, Parts]] | None = None,
 ) -> Parts:
     """`after` itself, with the gradient of an equilibrium.
 
@@ -88,11 +99,13 @@ def equilibrium_gradient(
         before: the state it was computed from, requiring gradients.
         solver: how to solve the adjoint equation.
         report: filled in the backward pass.
+        record: gives another graph `(before, after)` of the same step for the products of the
+            solver, asked for at the first one; `None` takes the one that is there.
 
     Returns:
         Tensors of the values and shapes of `after`.
     """
-    return EquilibriumGradient.apply(solver, report, len(after), *after, *before)
+    return EquilibriumGradient.apply(solver, report, record, len(after), *after, *before)
 
 
 def _power_of_two_scale(parts: Parts) -> Tensor:

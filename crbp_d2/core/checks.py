@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from crbp_d2.core.errors import CellError, ConfigurationError, choices
 from crbp_d2.core.guard import POLICIES
 from crbp_d2.core.penalties import Penalty
+from crbp_d2.core.precision import SOLVE_PRECISIONS
 from crbp_d2.core.unrolled import Estimator, Unrolled
 
 
@@ -56,6 +57,25 @@ def require_stoppable(estimator: Estimator, test_tolerance: float | None) -> Non
             "test_tolerance stops plain steps of the circuit, which deq and forward_acceleration "
             "do not take; leave it out",
             option="test_tolerance",
+        )
+
+
+def require_solve_precision(precision: str, algorithm: str, estimator: Estimator) -> None:
+    """A solve precision is known, and the estimator has steps that it lowers.
+
+    Raises:
+        ConfigurationError: it isn't, or there are none.
+    """
+    if precision not in SOLVE_PRECISIONS:
+        raise ConfigurationError(
+            f"solve_precision is {precision!r}; choose from {choices(SOLVE_PRECISIONS)}",
+            option="solve_precision",
+        )
+    if precision != "full" and not estimator.lowerable:
+        raise ConfigurationError(
+            f"solve_precision {precision} does not go with {algorithm}: bptt records all its "
+            "steps, implicit and deq solve to a tolerance",
+            option="solve_precision",
         )
 
 

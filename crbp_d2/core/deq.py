@@ -51,6 +51,11 @@ class DeepEquilibrium:
             raise ConfigurationError("backward_iterations must be at least 3")
 
     @property
+    def lowerable(self) -> bool:
+        """Its solver decides by the residuals it sees."""
+        return False
+
+    @property
     def plain_steps(self) -> bool:
         """See `Estimator.plain_steps`: a solver's evaluations are none."""
         return False

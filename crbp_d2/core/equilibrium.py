@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from crbp_d2.core.adjoint import AdjointSolver, equilibrium_gradient, gmres, neumann_series
 from crbp_d2.core.anderson import accelerated_steps, anderson_adjoint
+from crbp_d2.core.cells.parts import statistics_kept
 from crbp_d2.core.checks import require_at_least
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.errors import ConfigurationError, choices
+from crbp_d2.core.forward import Observer
+from crbp_d2.core.precision import lower_precision
 from crbp_d2.core.state import Parts, as_leaves
-from crbp_d2.core.unrolled import Estimator, PlainSteps, Run, Unrolled, all_steps
+from crbp_d2.core.unrolled import (
+    Estimator,
+    PlainSteps,
+    Run,
+    Unrolled,
+    all_steps,
+    steps_before,
+)
 
 ACCELERATIONS = ("none", "anderson")
 
@@ -80,9 +92,12 @@ class RecurrentBackPropagation(PlainSteps):
         if self.plain_steps:
             return super().advance(circuit, start, run)
         self.check(run.steps, run.tolerance)
-        count = run.steps - 1
-        state = accelerated_steps(circuit, start, count, memory=self.memory, observe=run.observe)
-        return state, all_steps(start, count)
+
+        def take(state: Parts, count: int, observe: Observer | None) -> tuple[Parts, Tensor]:
+            found = accelerated_steps(circuit, state, count, memory=self.memory, observe=observe)
+            return found, all_steps(state, count)
+
+        return steps_before(take, start, run, 1)
 
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
         if self.acceleration == "anderson":
@@ -129,6 +144,11 @@ class ImplicitGradient(PlainSteps):
         require_at_least("max_iterations", self.max_iterations, 1)
         require_at_least("krylov_size", self.krylov_size, 1)
 
+    @property
+    def lowerable(self) -> bool:
+        """It is there to be exact."""
+        return False
+
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
         solver = gmres(
             tolerance=self.adjoint_tolerance,
@@ -146,5 +166,13 @@ def _unroll_equilibrium(
     before = as_leaves(free)
     after = circuit(before)
     run.seen(run.steps, after)
-    state = equilibrium_gradient(after, before, solver, run.report)
+    record = partial(_record_lowered, circuit, free) if run.lowered else None
+    state = equilibrium_gradient(after, before, solver, run.report, record=record)
     return Unrolled(state, before, after, taken + 1)
+
+
+def _record_lowered(circuit: Circuit, state: Parts) -> tuple[Parts, Parts]:
+    """The step after `state` once more, in lower precision: `(before, after)`."""
+    before = as_leaves(state)
+    with torch.enable_grad(), statistics_kept(circuit.cell), lower_precision(state[0]):
+        return before, circuit(before)

@@ -36,9 +36,15 @@ from crbp_d2.core.equilibrium import (
     RecurrentBackPropagation,
 )
 from crbp_d2.core.errors import ConfigurationError, choices, refuse_tolerance
-from crbp_d2.core.forward import relax
 from crbp_d2.core.state import Parts, as_leaves
-from crbp_d2.core.unrolled import Estimator, PlainSteps, Run, Unrolled, all_steps
+from crbp_d2.core.unrolled import (
+    Estimator,
+    PlainSteps,
+    Run,
+    Unrolled,
+    all_steps,
+    plain_steps_before,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ class BackPropagationThroughTime(PlainSteps):
 
     every_step: bool = False
     checkpointed: bool = False
+
+    @property
+    def lowerable(self) -> bool:
+        """All its steps are recorded."""
+        return False
 
     def check(self, steps: int, tolerance: float | None) -> None:
         """No tolerance: all steps are differentiated."""
@@ -94,7 +105,7 @@ class TruncatedBackPropagation(PlainSteps):
 
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
         self.check(run.steps, run.tolerance)
-        free, taken = _relax_before(circuit, start, run, self.length)
+        free, taken = plain_steps_before(circuit, _detached(start), run, self.length)
         before = after = as_leaves(free)
         for step in range(run.steps - self.length + 1, run.steps + 1):
             before = after
@@ -130,7 +141,7 @@ class PhantomGradient(PlainSteps):
 
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
         self.check(run.steps, run.tolerance)
-        free, taken = _relax_before(circuit, start, run, self.length)
+        free, taken = plain_steps_before(circuit, _detached(start), run, self.length)
         before = after = state = as_leaves(free)
         for step in range(run.steps - self.length + 1, run.steps + 1):
             before = state
@@ -176,14 +187,8 @@ def build_estimator(name: str, **options: Any) -> Estimator:
     return estimator
 
 
-def _relax_before(circuit: Circuit, start: Parts, run: Run, recorded: int) -> tuple[Parts, Tensor]:
-    return relax(
-        circuit,
-        tuple(part.detach() for part in start),
-        run.steps - recorded,
-        tolerance=run.tolerance,
-        observe=run.observe,
-    )
+def _detached(parts: Parts) -> Parts:
+    return tuple(part.detach() for part in parts)
 
 
 class _Recomputed:

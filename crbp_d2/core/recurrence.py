@@ -17,6 +17,7 @@ from crbp_d2.core.checks import (
     refuse_inference_tensors,
     require_penalties,
     require_policy,
+    require_solve_precision,
     require_step,
     require_stoppable,
     require_tolerance,
@@ -38,6 +39,7 @@ from crbp_d2.core.penalties import (
     WeightSchedule,
     weight_at,
 )
+from crbp_d2.core.precision import lowers
 from crbp_d2.core.state import (
     Drive,
     Parts,
@@ -114,6 +116,10 @@ class Recurrence(nn.Module):
         compile_steps: run the unrecorded steps through `torch.compile`. Recorded steps stay
             uncompiled, as PyTorch has no double backward through compiled code, which the penalties
             need.
+        solve_precision: `full`, or `bf16`: the steps before the last three and the Neumann series
+            in bfloat16. The last three steps and the penalties keep their precision. It lowers
+            float32 outside autocast and leaves everything else alone. Not for `bptt`, `implicit`
+            and `deq`.
         options: options of the estimator, such as `neumann_terms`.
 
     Raises:
@@ -134,6 +140,7 @@ class Recurrence(nn.Module):
         early_from: float | None = None,
         on_nonfinite: str = "raise",
         compile_steps: bool = False,
+        solve_precision: str = "full",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -148,6 +155,7 @@ class Recurrence(nn.Module):
         self.test_tolerance = test_tolerance
         self.early_from = early_from
         self.on_nonfinite = on_nonfinite
+        self.solve_precision = solve_precision
         if penalties is None:
             penalties = (LipschitzCoefficientPenalty(),) if penalised else ()
         self.penalties = tuple(penalties)
@@ -158,6 +166,7 @@ class Recurrence(nn.Module):
         require_tolerance("test_tolerance", test_tolerance)
         self.estimator.check(steps, tolerance)
         require_stoppable(self.estimator, test_tolerance)
+        require_solve_precision(solve_precision, algorithm, self.estimator)
         if tolerance is not None:
             refuse_coupled_samples(cell)
         require_early(early_from, steps, self.estimator)
@@ -236,7 +245,8 @@ class Recurrence(nn.Module):
         if recorded and self.training and self.early_from is not None and steps > 1:
             early = EarlyStep(min(steps, self.steps), self.early_from)
             observe = early.watch(start, observe)
-        run = Run(steps, tolerance, observe)
+        lowered = lowers(self.solve_precision, (*_tensors(drive), *start))
+        run = Run(steps, tolerance, observe, lowered=lowered)
         unrolled = self._unroll(circuit, start, run, recorded)
         finite = finite_samples(unrolled.after)
         all_finite = bool(finite.all())
@@ -244,7 +254,8 @@ class Recurrence(nn.Module):
             if self.on_nonfinite == "raise":
                 raise explain_non_finite(circuit, start, steps)
             circuit, start = circuit.where(finite), where_samples(finite, start)
-            run = Run(steps, tolerance, None if early is None else early.watch(start, None))
+            watch = None if early is None else early.watch(start, None)
+            run = Run(steps, tolerance, watch, lowered=lowered)
             unrolled = self._unroll(circuit, start, run, recorded)
             if not bool(finite_samples(unrolled.after).all()):
                 raise explain_non_finite(circuit, start, steps)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import AdjointReport
 from crbp_d2.core.forward import Observer, relax
+from crbp_d2.core.precision import POLISHING_STEPS, lower_precision
 from crbp_d2.core.state import Parts, where_samples
 
 
@@ -23,12 +25,14 @@ class Run:
         tolerance: stop a sample's unrecorded steps early, see `relax`.
         observe: called with every step's state.
         report: where the backward pass reports to.
+        lowered: run the early steps and the Neumann series in bfloat16.
     """
 
     steps: int
     tolerance: float | None = None
     observe: Observer | None = None
     report: AdjointReport = field(default_factory=AdjointReport)
+    lowered: bool = False
 
     def seen(self, step: int, parts: Parts) -> None:
         """Tell the observer of a step."""
@@ -69,6 +73,11 @@ class Estimator(Protocol):
     """One way to estimate the gradient."""
 
     @property
+    def lowerable(self) -> bool:
+        """Whether its unrecorded steps may run in lower precision."""
+        ...
+
+    @property
     def plain_steps(self) -> bool:
         """Whether the states before the last one are those of the circuit's own steps."""
         ...
@@ -100,6 +109,11 @@ class PlainSteps:
     """What estimators share that run the circuit's own steps forward."""
 
     @property
+    def lowerable(self) -> bool:
+        """See `Estimator.lowerable`."""
+        return True
+
+    @property
     def plain_steps(self) -> bool:
         """See `Estimator.plain_steps`."""
         return True
@@ -109,7 +123,52 @@ class PlainSteps:
 
     def advance(self, circuit: Circuit, start: Parts, run: Run) -> tuple[Parts, Tensor]:
         """See `Estimator.advance`."""
-        return relax(circuit, start, run.steps - 1, tolerance=run.tolerance, observe=run.observe)
+        return plain_steps_before(circuit, start, run, 1)
+
+
+UnrecordedSteps: TypeAlias = Callable[[Parts, int, Observer | None], tuple[Parts, Tensor]]
+"""`take(start, steps, observe)`: the last state, and `(N,)` the steps each sample took."""
+
+
+def plain_steps_before(
+    circuit: Circuit, start: Parts, run: Run, recorded: int
+) -> tuple[Parts, Tensor]:
+    """All steps of a run but the `recorded` last ones, without a graph.
+
+    Returns:
+        The last state, and `(N,)` the steps each sample took.
+    """
+
+    def take(state: Parts, steps: int, observe: Observer | None) -> tuple[Parts, Tensor]:
+        return relax(circuit, state, steps, tolerance=run.tolerance, observe=observe)
+
+    return steps_before(take, start, run, recorded)
+
+
+def steps_before(
+    take: UnrecordedSteps, start: Parts, run: Run, recorded: int
+) -> tuple[Parts, Tensor]:
+    """The same by any way to take them: at once, or the early ones in lower precision first."""
+    count = run.steps - recorded
+    early = min(count, run.steps - POLISHING_STEPS) if run.lowered else 0
+    if early <= 0:
+        return take(start, count, run.observe)
+    with lower_precision(start[0]):
+        state, taken = take(start, early, _observed(run.observe, 0))
+    state, more = take(state, count - early, _observed(run.observe, early))
+    return state, taken + more
+
+
+def _observed(observe: Observer | None, earlier: int) -> Observer | None:
+    """Counts on from earlier steps, in full precision: what an observer computes is its own."""
+    if observe is None:
+        return None
+
+    def seen(step: int, parts: Parts) -> None:
+        with torch.autocast(parts[0].device.type, enabled=False):
+            observe(earlier + step, parts)
+
+    return seen
 
 
 def all_steps(start: Parts, steps: int) -> Tensor:

@@ -72,6 +72,7 @@ def recurrence(node: CfgNode) -> Recurrence:
             early_from=node.EARLY_FROM if node.EARLY_LOSS_WEIGHT else None,
             on_nonfinite=node.ON_NONFINITE,
             compile_steps=node.COMPILE,
+            solve_precision=node.SOLVE_PRECISION,
             **estimator_options(node),
         )
 
