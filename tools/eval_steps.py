@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.published import per_step
-from crbp_d2.analysis.runs import split_label
+from crbp_d2.analysis.runs import require_different_labels, split_label
 from crbp_d2.analysis.steps import (
     evaluate_at_each,
     evaluate_steps,
@@ -69,7 +69,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     try:
-        others = {label: read_csv(path) for label, path in map(split_label, arguments.plot_with)}
+        given = [split_label(text) for text in arguments.plot_with]
+        own = [] if arguments.plot_only is not None else [arguments.label]
+        require_different_labels([*own, *(label for label, _ in given)], "LABEL=CSV")
+        others = {label: read_csv(path) for label, path in given}
         published = per_step(arguments.published) if arguments.published else None
     except ValueError as error:
         parser.error(str(error))

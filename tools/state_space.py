@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from crbp_d2.analysis.runs import load_run, split_label
+from crbp_d2.analysis.runs import load_run, require_different_labels, split_label
 from crbp_d2.analysis.state_space import collect_states, project, write_results
 from crbp_d2.data import build_test_loader
 
@@ -37,6 +37,7 @@ def main() -> None:
         parser.error("several runs need --output FOLDER")
     spaces = {}
     try:
+        require_different_labels([split_label(text)[0] for text in arguments.runs])
         for text in arguments.runs:
             run = load_run(text)
             trained = run.cfg.CRBP.STEPS

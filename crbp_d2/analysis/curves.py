@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 
 from crbp_d2.analysis.figures import COLOURS, STYLE, line_style, new_figure
 from crbp_d2.analysis.published import final_scores
-from crbp_d2.analysis.runs import split_label
+from crbp_d2.analysis.runs import require_different_labels, split_label
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import write_whole
 from crbp_d2.engine import read_config
@@ -220,12 +220,7 @@ def draw_curves(
     Raises:
         ConfigurationError: two runs have the same label, or there is nothing to draw.
     """
-    labels = [run.label for run in runs]
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
-    if repeated:
-        raise ConfigurationError(
-            f"several runs are called {', '.join(repeated)}; name them, as LABEL=FOLDER"
-        )
+    require_different_labels([run.label for run in runs])
     panels = [panel for panel in PANELS if any(map(panel.series, runs))]
     if not panels:
         raise ConfigurationError("no run has logged anything that is drawn here")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crbp_d2.analysis.memory import bytes_saved_by
 from crbp_d2.core import Recurrence
 from crbp_d2.core.state import to_parts
 
@@ -148,20 +149,13 @@ def gradient(recurrence: Recurrence, drive: Tensor, weights: Tensor) -> tuple[Te
 
 
 def saved_bytes(recurrence: Recurrence, drive: Tensor) -> int:
-    """Bytes of the distinct storages that autograd keeps for the backward pass, with weights."""
-    storages: dict[int, torch.UntypedStorage] = {}
+    """What autograd keeps of one forward pass, penalties included; see `bytes_saved_by`."""
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage
-        # Not the tensor itself: the graph would hold its own output, and never be freed.
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def run() -> None:
         result = recurrence(drive)
-        total = to_parts(result.state)[0].sum() + sum(result.penalties.values())
-    del total
-    return sum(storage.nbytes() for storage in storages.values())
+        to_parts(result.state)[0].sum() + sum(result.penalties.values())
+
+    return bytes_saved_by(run)
 
 
 def seconds(recurrence: Recurrence, drive: Tensor, weights: Tensor) -> float:

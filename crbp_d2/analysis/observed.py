@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crbp_d2.analysis.outputs import Batch, find_recurrence
+from crbp_d2.analysis.outputs import Batch, change_since, find_recurrence
 from crbp_d2.core.circuit import Circuit
-from crbp_d2.core.diagnostics import relative_residual
 from crbp_d2.core.state import Parts, rows
 
 
@@ -58,9 +57,7 @@ def observe_circuit(model: Any, batch: Batch, at: Sequence[int]) -> Observed:
 
     def observe(step: int, parts: Parts) -> None:
         nonlocal previous
-        changes.append(
-            relative_residual(parts, previous or tuple(torch.zeros_like(p) for p in parts)).cpu()
-        )
+        changes.append(change_since(previous, parts).cpu())
         first = parts[0]
         pooled.append((first.mean(dim=(2, 3)) if first.dim() == 4 else rows(first)).cpu())
         if step in at:

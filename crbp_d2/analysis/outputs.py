@@ -85,6 +85,12 @@ def outputs_at(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepO
         )
 
 
+def change_since(previous: Parts, parts: Parts) -> Tensor:
+    """`|h_t - h_{t-1}| / |h_t|`, `(N,)`, of the parts of two steps; without `previous`, at the
+    first step, the start counts as zero."""
+    return relative_residual(parts, previous or tuple(torch.zeros_like(part) for part in parts))
+
+
 class _ReadOut:
     """An observer that keeps what a head reads out of chosen steps, and how the state moved."""
 
@@ -96,8 +102,7 @@ class _ReadOut:
 
     def __call__(self, step: int, parts: Parts) -> None:
         if step in self._steps:
-            before = self._previous or tuple(torch.zeros_like(part) for part in parts)
-            self.change[step] = relative_residual(parts, before)
+            self.change[step] = change_since(self._previous, parts)
             self.keep(step, self._head.read_out(parts))
         self._previous = parts
 

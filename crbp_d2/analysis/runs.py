@@ -73,3 +73,20 @@ def split_label(text: str) -> tuple[str, Path]:
     found = Path(text)
     folder = found.resolve() if found.is_dir() or not found.suffix else found.resolve().parent
     return folder.name, found
+
+
+def require_different_labels(labels: Sequence[str], form: str = "LABEL=FOLDER") -> None:
+    """Runs are told apart by their labels.
+
+    Args:
+        labels: of all runs.
+        form: how to give one.
+
+    Raises:
+        ConfigurationError: two are the same.
+    """
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise ConfigurationError(
+            f"several runs are called {', '.join(repeated)}; name them, as {form}"
+        )

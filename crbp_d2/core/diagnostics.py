@@ -29,8 +29,10 @@ class AdjointReport:
     Attributes:
         terms: Neumann terms that entered the gradient (iterations for the other solvers).
         contraction_ratio: the last `|v_{k+1}| / |v_k|` seen, an estimate of the spectral radius of
-            `J` that comes for free; NaN where no term was computed.
-        diverged: True where a term grew (or was not finite) and the series was cut there.
+            `J` that comes for free; NaN where no term was computed. Of `anderson_adjoint`
+            `|J^T r| / |r|` of the last residual `r` that was multiplied.
+        diverged: True where a term grew (or was not finite) and the series was cut there, or where
+            the residual of `anderson_adjoint` did not fall.
         residual: `|g0 + J^T g - g| / |g0|` of the solution where the solver knows it, else `None`.
         skipped: number of samples whose gradient was not finite and was set to zero.
     """

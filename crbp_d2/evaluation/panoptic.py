@@ -10,6 +10,7 @@ import json
 import logging
 import tempfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             statistics = self._statistics(truth["annotations"], predictions, folder, categories)
         results: dict[str, float] = {}
         for suffix, isthing in _GROUPS.items():
-            results.update(_averages(statistics, categories, isthing, suffix))
+            results.update(averages(statistics, categories, isthing, suffix))
         _log_table(results)
         return OrderedDict(panoptic_seg=results)
 
@@ -99,7 +100,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         pairs = [(entry, by_image[entry["image_id"]]) for entry in truth]
         chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
         compare = functools.partial(
-            _compare,
+            compare_segments,
             truth_folder=self._metadata.panoptic_root,
             prediction_folder=folder,
             categories=categories,
@@ -110,22 +111,39 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         return statistics
 
 
-def _compare(
+def compare_segments(
     pairs: list[tuple[Json, Json]],
     *,
     truth_folder: str,
     prediction_folder: str,
-    categories: dict[int, Json],
+    categories: Mapping[int, Json],
 ) -> PQStat:
+    """panopticapi's counts of pairs of annotations, true and predicted.
+
+    Args:
+        pairs: entries of panoptic JSONs, with `file_name` and `segments_info`.
+        truth_folder, prediction_folder: of their PNGs.
+        categories: of the panoptic JSON, by id.
+    """
     # panopticapi reports its progress on the standard output.
     with contextlib.redirect_stdout(io.StringIO()):
         return pq_compute_single_core(0, pairs, truth_folder, prediction_folder, categories)
 
 
-def _averages(
-    statistics: PQStat, categories: dict[int, Json], isthing: bool | None, suffix: str
+def averages(
+    statistics: PQStat,
+    categories: Mapping[int, Json],
+    isthing: bool | None = None,
+    suffix: str = "",
 ) -> dict[str, float]:
-    """PQ, SQ and RQ in percent; NaN if no category of the group occurs, as in instance AP."""
+    """PQ, SQ and RQ in percent; NaN if no category of the group occurs, as in instance AP.
+
+    Args:
+        statistics: of `compare_segments`.
+        categories: of the panoptic JSON, by id.
+        isthing: of things alone, of stuff alone, or of all.
+        suffix: of the keys.
+    """
     counts = [
         statistics[key]
         for key, category in categories.items()

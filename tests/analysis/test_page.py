@@ -24,9 +24,7 @@ from crbp_d2.analysis.page.encode import jpeg, sheet
 from crbp_d2.analysis.page.quality import image_quality
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import (
-    ShapesConfig,
     build_test_loader,
-    make_shapes,
     register_panoptic,
 )
 from crbp_d2.evaluation import PanopticEvaluator
@@ -44,6 +42,7 @@ from tests.analysis.page_runs import (
     write_run,
 )
 from tests.data.panoptic_data import write_panoptic
+from tests.data.shapes_data import registered_shapes
 from tests.evaluation.models import annotations_as_predictions
 from tests.modeling.conftest import CONFIGS
 
@@ -57,12 +56,8 @@ PANOPTIC = [
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "val"
-    make_shapes(folder, scenes=2, seed=5, config=ShapesConfig(size=64), workers=1)
-    arguments = {"images": folder / "images", "panoptic_pngs": folder / "panoptic"}
-    register_panoptic(SHAPES, panoptic_json=folder / "panoptic.json", **arguments)
-    yield folder
-    DatasetCatalog.remove(SHAPES)
-    MetadataCatalog.remove(SHAPES)
+    with registered_shapes(folder, SHAPES, scenes=2, seed=5) as made:
+        yield made
 
 
 def test_numbers_and_pictures_are_those_of_models_that_take_as_many_steps(folders, page):

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -26,14 +25,12 @@ from crbp_d2.analysis.steps import (
 from crbp_d2.analysis.steps_figure import Curve, write_figure
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import (
-    ShapesConfig,
     build_test_loader,
-    make_shapes,
-    register_panoptic,
     set_num_classes,
 )
 from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
 from tests.analysis.linear import images, linear_model, state_factor
+from tests.data.shapes_data import registered_shapes
 from tests.modeling.conftest import CONFIGS, load_config  # noqa: F401  a fixture
 
 NAME = "test_steps_shapes"
@@ -64,16 +61,8 @@ def test_scores_and_changes_of_a_linear_circuit_are_known():
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "val"
-    make_shapes(folder, scenes=3, seed=5, config=ShapesConfig(size=64), workers=1)
-    register_panoptic(
-        NAME,
-        images=folder / "images",
-        panoptic_json=folder / "panoptic.json",
-        panoptic_pngs=folder / "panoptic",
-    )
-    yield folder
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+    with registered_shapes(folder, NAME, scenes=3, seed=5) as made:
+        yield made
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from crbp_d2.core import ConfigurationError
-from crbp_d2.data import DatasetError, ShapesConfig, make_shapes, register_panoptic, set_num_classes
+from crbp_d2.data import DatasetError, register_panoptic, set_num_classes
 from crbp_d2.engine import Trainer, argument_parser, main
+from tests.data.shapes_data import registered_shapes
 from tests.distributed import run_processes
 from tests.modeling.conftest import CONFIGS
 
@@ -42,16 +43,8 @@ SMALL = [
 def shapes(tmp_path_factory):
     """Twelve small scenes, registered under a name of their own."""
     folder = tmp_path_factory.mktemp("shapes") / "train"
-    make_shapes(folder, scenes=12, seed=3, config=ShapesConfig(size=64), workers=1)
-    register_panoptic(
-        NAME,
-        images=folder / "images",
-        panoptic_json=folder / "panoptic.json",
-        panoptic_pngs=folder / "panoptic",
-    )
-    yield folder
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+    with registered_shapes(folder, NAME, scenes=12, seed=3) as made:
+        yield made
 
 
 def run(output: Path, config: str, *overrides: object, flags: tuple[str, ...] = ()):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+
+from crbp_d2.analysis.memory import bytes_saved_by
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,7 @@ def peak_bytes(step: Callable[[], None]) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated()
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage
-        # Not the tensor itself: the graph would hold its own output, and never be freed.
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(storage.nbytes() for storage in saved.values())
+    return bytes_saved_by(step)
 
 
 def _timed(step: Callable[[], None]) -> float:

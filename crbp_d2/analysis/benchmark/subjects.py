@@ -193,15 +193,17 @@ def _recurrent(config: str, more: Sequence[tuple[Any, ...]] = ()) -> tuple[Varia
     )
 
 
+_PANOPTIC = (
+    Variant("feed-forward", "R50_FPN_1x.yaml"),
+    *_recurrent("R50_FPN_crbp_1x.yaml"),
+)
+
 SUBJECTS: Mapping[str, Subject] = {
     "head": Subject(
         mask_head,
         count=8,
         size=RESOLUTION,
-        variants=(
-            Variant("feed-forward", "R50_FPN_1x.yaml"),
-            *_recurrent("R50_FPN_crbp_1x.yaml"),
-        ),
+        variants=_PANOPTIC,
     ),
     "pathfinder": Subject(
         contour_model,
@@ -218,10 +220,7 @@ SUBJECTS: Mapping[str, Subject] = {
         panoptic_model,
         count=1,
         size=320,
-        variants=(
-            Variant("feed-forward", "R50_FPN_1x.yaml"),
-            *_recurrent("R50_FPN_crbp_1x.yaml"),
-        ),
+        variants=_PANOPTIC,
     ),
 }
 """By name. To measure another variant, add it to those of a subject."""

@@ -11,7 +11,7 @@ from typing import Any
 from crbp_d2.analysis.outputs import find_recurrence, outputs_at
 from crbp_d2.analysis.page.encode import sheet
 from crbp_d2.analysis.page.painters import Painter
-from crbp_d2.analysis.runs import Run, load_run, split_label
+from crbp_d2.analysis.runs import Run, load_run, require_different_labels, split_label
 from crbp_d2.core import ConfigurationError
 from crbp_d2.core.errors import NonFiniteError
 from crbp_d2.data import build_test_loader
@@ -68,12 +68,7 @@ def load_runs(texts: Sequence[str], data_set: str | None = None) -> list[Run]:
     Raises:
         ConfigurationError: two have the same label, one has no recurrence, or see `load_run`.
     """
-    labels = [split_label(text)[0] for text in texts]
-    repeated = {label for label in labels if labels.count(label) > 1}
-    if repeated:
-        raise ConfigurationError(
-            f"several runs are called {repeated.pop()}: give them labels, as in LABEL=FOLDER"
-        )
+    require_different_labels([split_label(text)[0] for text in texts])
     overrides = [] if data_set is None else ["DATASETS.TEST", repr((data_set,))]
     runs = []
     for text in texts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from panopticapi.evaluation import pq_compute_single_core
 from panopticapi.utils import id2rgb
 from PIL import Image
+
+from crbp_d2.evaluation.panoptic import averages, compare_segments
 
 Json = dict[str, Any]
 
@@ -53,13 +52,13 @@ def image_quality(
     with tempfile.TemporaryDirectory(prefix="panoptic_image") as folder:
         Image.fromarray(id2rgb(shown)).save(Path(folder, "prediction.png"))
         pair = (truth, {"file_name": "prediction.png", "segments_info": predicted})
-        # panopticapi reports its progress on the standard output.
-        with contextlib.redirect_stdout(io.StringIO()):
-            counts = pq_compute_single_core(0, [pair], metadata.panoptic_root, folder, categories)
-    if not any(counts[key].tp + counts[key].fp + counts[key].fn for key in categories):
-        return float("nan")
-    average, _ = counts.pq_average(categories, None)
-    return 100 * float(average["pq"])
+        counts = compare_segments(
+            [pair],
+            truth_folder=metadata.panoptic_root,
+            prediction_folder=folder,
+            categories=categories,
+        )
+    return float(averages(counts, categories)["PQ"])
 
 
 def _inverse(mapping: Mapping[int, int]) -> dict[int, int]:
