@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from crbp_d2.analysis.runs import load_run, split_label
+from crbp_d2.analysis.runs import load_run, require_different_labels, split_label
 from crbp_d2.core import ConfigurationError
 from tests.modeling.conftest import load_config  # noqa: F401  a fixture
 
@@ -60,3 +60,9 @@ def test_labels(tmp_path):
     assert split_label(f"{tmp_path}/lr=0.1") == ("lr=0.1", tmp_path / "lr=0.1")
     assert split_label(f"{tmp_path}/run_0.5/steps.csv")[0] == "run_0.5"
     assert split_label("x=out/steps.csv") == ("x", Path("out/steps.csv"))
+
+
+def test_runs_of_one_label_are_refused():
+    require_different_labels(["a", "b"])
+    with pytest.raises(ConfigurationError, match="several runs are called a, c; .*LABEL=CSV"):
+        require_different_labels(["c", "a", "b", "a", "c"], "LABEL=CSV")
