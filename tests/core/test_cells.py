@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from crbp_d2.core import CELLS, ConfigurationError, ConvLSTMCell, HGRUCell, MaskHGRUCell
-from crbp_d2.core.cells.parts import ACTIVATIONS, state_norm
+from crbp_d2.core.cells.parts import ACTIVATIONS, softplus, state_norm
 
 
 def parameters(module) -> int:
@@ -210,3 +210,21 @@ def test_group_norm_takes_what_divides_the_channels():
 def test_impossible_cells_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         MaskHGRUCell(**{"channels": 8, **options})
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 1e-6), (torch.float64, 1e-15)])
+def test_softplus_is_exact_to_the_last_digits(dtype, digits):
+    special = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan])
+    x = torch.cat([torch.linspace(-80, 80, 100_001), special]).to(dtype)
+    expected = torch.logaddexp(x, torch.zeros((), dtype=dtype))
+    torch.testing.assert_close(softplus(x), expected, rtol=digits, atol=0, equal_nan=True)
+    assert softplus(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_softplus_has_exact_derivatives_of_first_and_second_order():
+    x = torch.linspace(-40, 40, 101, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(softplus(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    rise = 1 / (1 + torch.exp(-x))
+    torch.testing.assert_close(first, rise, rtol=1e-12, atol=0)
+    torch.testing.assert_close(second, rise * rise.flip(0), rtol=1e-12, atol=1e-15)

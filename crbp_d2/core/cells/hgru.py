@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from crbp_d2.core.cells.fft_convolution import LongRangeConv2d
-from crbp_d2.core.cells.parts import PointwiseGate, initialise_gate_biases, state_norm
+from crbp_d2.core.cells.parts import PointwiseGate, initialise_gate_biases, softplus, state_norm
 
 
 class HGRUCell(nn.Module):
@@ -89,12 +88,12 @@ class HGRUCell(nn.Module):
         """
         gated = state * self.suppression_gate(state)
         suppressed = self.suppression_norm(self.suppression(gated))
-        inhibition = F.softplus((self.alpha * state + self.mu) * suppressed)
-        excitation = F.softplus(drive - inhibition)
+        inhibition = softplus((self.alpha * state + self.mu) * suppressed)
+        excitation = softplus(drive - inhibition)
         update = self.recurrent_gate(excitation)
         facilitated = self.facilitation_norm(self.facilitation(excitation))
-        candidate = F.softplus(
+        candidate = softplus(
             self.nu * (facilitated + excitation) + self.omega * (facilitated * excitation)
         )
         following = (1 - update) * state + update * candidate
-        return F.softplus(following) if self.rectify_state else following
+        return softplus(following) if self.rectify_state else following
