@@ -79,6 +79,10 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # float32. Gradients differ by a hundredth. It pays where the hardware multiplies bfloat16 and
     # the convolutions are direct. Without effect under SOLVER.AMP; not for bptt, implicit, deq.
     node.SOLVE_PRECISION = "full"
+    # crbp, rbp, jfb, implicit: compute at most this many RoIs (images of a contour model) at a
+    # time, so that memory hardly grows with their number; costs one more step and a second value of
+    # each penalty. 0 for all at once. Not with EARLY_LOSS_WEIGHT, ON_NONFINITE skip or NORM BN.
+    node.CHUNK_SAMPLES = 0
 
     # --- penalties ----------------------------------------------------------------------------
     # Weight of the Lipschitz coefficient penalty (lambda), used where ALGORITHM asks for it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -9,15 +11,30 @@ from torch import Tensor
 
 
 def bytes_saved_by(run: Callable[[], object]) -> int:
-    """Bytes of the distinct storages that autograd saves while `run` runs, weights included."""
-    storages: dict[int, torch.UntypedStorage] = {}
+    """The most bytes of distinct storages that autograd holds at a time while `run` runs, weights
+    included."""
+    holders: Counter[int] = Counter()
+    held = peak = 0
+
+    def release(address: int, size: int) -> None:
+        nonlocal held
+        holders[address] -= 1
+        if not holders[address]:
+            held -= size
 
     def pack(tensor: Tensor) -> Tensor:
+        nonlocal held, peak
         storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage
+        address, size = storage.data_ptr(), storage.nbytes()
+        if not holders[address]:
+            held += size
+            peak = max(peak, held)
+        holders[address] += 1
         # Not the tensor itself: the graph would hold its own output, and never be freed.
-        return tensor.detach()
+        kept = tensor.detach()
+        weakref.finalize(kept, release, address, size)
+        return kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
-    return sum(storage.nbytes() for storage in storages.values())
+    return peak

@@ -117,8 +117,14 @@ def require_penalties(
         )
 
 
-def refuse_coupled_samples(cell: nn.Module) -> None:
-    """A batch whose samples leave one by one must not be normalised over the batch.
+def refuse_coupled_samples(
+    cell: nn.Module, what: str = "a tolerance takes settled samples out of the batch"
+) -> None:
+    """A batch that is computed in parts must not be normalised as a whole.
+
+    Args:
+        cell: the circuit.
+        what: takes the batch apart, for the message.
 
     Raises:
         ConfigurationError: the cell uses batch statistics at present.
@@ -131,8 +137,8 @@ def refuse_coupled_samples(cell: nn.Module) -> None:
     ]
     if coupled:
         raise ConfigurationError(
-            "a tolerance takes settled samples out of the batch, which changes the batch "
-            f"statistics of {choices(coupled)}; use a fixed number of steps or another norm"
+            f"{what}, which changes the batch statistics of {choices(coupled)}; leave it out, or "
+            "use another norm"
         )
 
 

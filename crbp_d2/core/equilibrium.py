@@ -29,8 +29,17 @@ from crbp_d2.core.unrolled import (
 ACCELERATIONS = ("none", "anderson")
 
 
+class LastStepRecorded(PlainSteps):
+    """What the estimators of this module share."""
+
+    @property
+    def records_last_step_alone(self) -> bool:
+        """See `Estimator.records_last_step_alone`."""
+        return True
+
+
 @dataclass(frozen=True)
-class RecurrentBackPropagation(PlainSteps):
+class RecurrentBackPropagation(LastStepRecorded):
     """`rbp`: the implicit gradient by a truncated Neumann series; with a penalty it is `crbp`.
 
     Attributes:
@@ -112,7 +121,7 @@ class RecurrentBackPropagation(PlainSteps):
 
 
 @dataclass(frozen=True)
-class OneStepGradient(PlainSteps):
+class OneStepGradient(LastStepRecorded):
     """`jfb`, Jacobian-free back-propagation: the gradient of the last step alone."""
 
     def unroll(self, circuit: Circuit, start: Parts, run: Run) -> Unrolled:
@@ -120,7 +129,7 @@ class OneStepGradient(PlainSteps):
 
 
 @dataclass(frozen=True)
-class ImplicitGradient(PlainSteps):
+class ImplicitGradient(LastStepRecorded):
     """`implicit`: `(I - J)^-T g0` solved to a tolerance by GMRES, the reference for all others.
 
     It is the exact gradient of the equilibrium only if the forward steps have reached it.

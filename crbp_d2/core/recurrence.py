@@ -22,6 +22,15 @@ from crbp_d2.core.checks import (
     require_stoppable,
     require_tolerance,
 )
+from crbp_d2.core.chunks import (
+    Chunk,
+    Recorded,
+    chunks_of,
+    merge,
+    record_in_chunks,
+    refuse_coupled_chunks,
+    require_chunks,
+)
 from crbp_d2.core.circuit import Cell, Circuit
 from crbp_d2.core.diagnostics import Diagnostics, relative_residual
 from crbp_d2.core.early import EarlyStep, require_early
@@ -120,6 +129,9 @@ class Recurrence(nn.Module):
             in bfloat16. The last three steps and the penalties keep their precision. It lowers
             float32 outside autocast and leaves everything else alone. Not for `bptt`, `implicit`
             and `deq`.
+        chunk_samples: compute at most this many samples at a time, so that memory does not grow
+            with the batch but for its drives and states; costs one more step. For `rbp`, `crbp`,
+            `jfb` and `implicit`. A run that is observed is not cut. `None` for all at once.
         options: options of the estimator, such as `neumann_terms`.
 
     Raises:
@@ -141,6 +153,7 @@ class Recurrence(nn.Module):
         on_nonfinite: str = "raise",
         compile_steps: bool = False,
         solve_precision: str = "full",
+        chunk_samples: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -156,6 +169,7 @@ class Recurrence(nn.Module):
         self.early_from = early_from
         self.on_nonfinite = on_nonfinite
         self.solve_precision = solve_precision
+        self.chunk_samples = chunk_samples
         if penalties is None:
             penalties = (LipschitzCoefficientPenalty(),) if penalised else ()
         self.penalties = tuple(penalties)
@@ -171,6 +185,12 @@ class Recurrence(nn.Module):
             refuse_coupled_samples(cell)
         require_early(early_from, steps, self.estimator)
         require_policy(on_nonfinite)
+        require_chunks(
+            chunk_samples,
+            self.estimator,
+            early=early_from is not None,
+            on_nonfinite=on_nonfinite,
+        )
         require_penalties(algorithm, penalised, self.penalties, cell)
         # Kept out of the module's children: a compiled copy would put every parameter twice in the
         # state dict.
@@ -232,15 +252,27 @@ class Recurrence(nn.Module):
             steps = observed_steps if steps is None else steps
         steps = self._draw_steps() if steps is None else steps
         require_step(steps)
-        tolerance = self.tolerance if self.training else self.test_tolerance
-        if tolerance is not None:
-            refuse_coupled_samples(self.cell)
-        circuit = Circuit(
-            self.cell,
-            drive,
-            template,
-            unrecorded_cell=cast("Cell | None", self._compiled_cell),
-        )
+        if self.chunk_samples is not None and observe is None:
+            slices = chunks_of(len(start[0]), self.chunk_samples)
+            if len(slices) > 1:
+                return self._run_in_chunks(slices, drive, template, iteration, steps, recorded)
+        return self._run(drive, template, iteration, steps, recorded, observe)
+
+    def _run(
+        self,
+        drive: Drive,
+        template: State,
+        iteration: float,
+        steps: int,
+        recorded: bool,
+        observe: Observer | None = None,
+        *,
+        share: float = 1.0,
+    ) -> RecurrenceResult:
+        """All samples at once, `share` of those that penalties are taken over."""
+        start = to_parts(template)
+        tolerance = self._tolerance()
+        circuit = self._circuit(drive, template)
         early = None
         if recorded and self.training and self.early_from is not None and steps > 1:
             early = EarlyStep(min(steps, self.steps), self.early_from)
@@ -282,12 +314,90 @@ class Recurrence(nn.Module):
                 self._checked = True
             if self.training:
                 usable = None if all_finite else finite.nonzero().flatten()
-                self._penalise(circuit, unrolled, usable, result, iteration)
+                self._penalise(circuit, unrolled, usable, result, iteration, share)
             if early is not None:
                 with statistics_kept(self.cell):
                     parts = early.record(circuit)
                 result.early_states = [guarded(where_samples(finite, parts))]
         return result
+
+    def _run_in_chunks(
+        self,
+        slices: Sequence[slice],
+        drive: Drive,
+        template: State,
+        iteration: float,
+        steps: int,
+        recorded: bool,
+    ) -> RecurrenceResult:
+        refuse_coupled_chunks(self.cell)
+        drives, start = _tensors(drive), to_parts(template)
+
+        def cut(tensors: Parts, samples: slice, like: State | Drive) -> Any:
+            return from_parts(tuple(t[samples] for t in tensors), like)
+
+        if not recorded:
+            results = [
+                self._run(
+                    cut(drives, samples, drive),
+                    cut(start, samples, template),
+                    iteration,
+                    steps,
+                    recorded,
+                )
+                for samples in slices
+            ]
+            states = zip(*(to_parts(result.state) for result in results), strict=True)
+            return RecurrenceResult(
+                state=from_parts(tuple(torch.cat(parts) for parts in states), template),
+                diagnostics=merge([result.diagnostics for result in results]),
+            )
+
+        def prepare(samples: slice) -> Chunk:
+            lowered = lowers(self.solve_precision, (*drives, *start))
+            run = Run(steps, self._tolerance(), lowered=lowered)
+            before: Parts | None = None
+            taken = torch.empty(0)
+
+            def record(some_drives: Parts) -> Recorded:
+                nonlocal before, taken
+                some = from_parts(some_drives, drive)
+                if before is None:
+                    begin = tuple(part[samples].detach() for part in start)
+                    circuit = self._circuit(some, from_parts(begin, template))
+                    before, taken = self.estimator.advance(circuit, begin, run)
+                    if not bool(finite_samples(before).all()):
+                        raise explain_non_finite(circuit, begin, steps)
+                state = from_parts(before, template)
+                share = len(before[0]) / len(start[0])
+                result = self._run(some, state, iteration, 1, True, share=share)
+                # Of the whole run: the guard of the gradient names them.
+                result.diagnostics.steps = taken + 1
+                return Recorded(to_parts(result.state), result.penalties, result.diagnostics)
+
+            return Chunk(samples, record)
+
+        parameters = list(self.cell.parameters())
+        found = record_in_chunks([prepare(samples) for samples in slices], drives, parameters)
+        return RecurrenceResult(
+            state=from_parts(found.state, template),
+            penalties=found.penalties,
+            diagnostics=found.diagnostics,
+        )
+
+    def _circuit(self, drive: Drive, template: State) -> Circuit:
+        return Circuit(
+            self.cell,
+            drive,
+            template,
+            unrecorded_cell=cast("Cell | None", self._compiled_cell),
+        )
+
+    def _tolerance(self) -> float | None:
+        tolerance = self.tolerance if self.training else self.test_tolerance
+        if tolerance is not None:
+            refuse_coupled_samples(self.cell)
+        return tolerance
 
     def initial_state(self, drive: Drive) -> State:
         """Where a run starts unless told otherwise: the cell's own start, or zeros like the
@@ -327,24 +437,30 @@ class Recurrence(nn.Module):
         usable: Tensor | None,
         result: RecurrenceResult,
         iteration: float,
+        share: float,
     ) -> None:
-        """Put the penalties into the result, over all samples or those that `usable` indexes."""
+        """Put the penalties into the result, over all samples or those that `usable` indexes, which
+        are `share` of those that the penalties are taken over."""
         for penalty in self.penalties:
             weight = weight_at(penalty.weight, iteration)
             if not weight and isinstance(penalty.weight, WeightSchedule):
                 continue
-            before, after, share, chosen = unrolled.before, unrolled.after, 1.0, usable
+            before, after, chosen = unrolled.before, unrolled.after, usable
+            factor = share if penalty.reduction == "mean" else 1.0
             samples = len(before[0]) if usable is None else len(usable)
-            if penalty.max_samples is not None and samples > penalty.max_samples:
-                drawn = torch.randperm(samples, device=before[0].device)[: penalty.max_samples]
+            most = samples
+            if penalty.max_samples is not None:
+                most = max(round(penalty.max_samples * share), 1)
+            if samples > most:
+                drawn = torch.randperm(samples, device=before[0].device)[:most]
                 chosen = drawn if usable is None else usable[drawn]
                 if penalty.reduction == "sum":
-                    share = samples / penalty.max_samples
+                    factor = samples / most
             if chosen is not None:
                 before = select_samples(before, chosen)
                 with statistics_kept(self.cell):
                     after = circuit.select(chosen)(before)
-            value = penalty(before, after) * share
+            value = penalty(before, after) * factor
             result.diagnostics.penalties[penalty.name] = value.detach()
             # A constant weight of zero monitors: nothing to differentiate then.
             result.penalties[penalty.name] = weight * (value if weight else value.detach())

@@ -25,8 +25,8 @@ def to_parts(state: State) -> Parts:
     return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
-def from_parts(parts: Parts, template: State) -> State:
-    """Back from parts to the structure of `template`."""
+def from_parts(parts: Parts, template: State | Drive) -> State:
+    """Back from parts to the structure of `template`, a state or a drive."""
     return parts[0] if isinstance(template, Tensor) else tuple(parts)
 
 

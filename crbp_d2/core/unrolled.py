@@ -82,6 +82,11 @@ class Estimator(Protocol):
         """Whether the states before the last one are those of the circuit's own steps."""
         ...
 
+    @property
+    def records_last_step_alone(self) -> bool:
+        """Whether its gradient depends on the state before the last step, and on nothing before."""
+        ...
+
     def check(self, steps: int, tolerance: float | None) -> None:
         """Refuse a number of training steps, or a tolerance, that can't work.
 
@@ -117,6 +122,11 @@ class PlainSteps:
     def plain_steps(self) -> bool:
         """See `Estimator.plain_steps`."""
         return True
+
+    @property
+    def records_last_step_alone(self) -> bool:
+        """See `Estimator.records_last_step_alone`."""
+        return False
 
     def check(self, steps: int, tolerance: float | None) -> None:
         """Any number of steps will do, and any tolerance."""

@@ -73,6 +73,7 @@ def recurrence(node: CfgNode) -> Recurrence:
             on_nonfinite=node.ON_NONFINITE,
             compile_steps=node.COMPILE,
             solve_precision=node.SOLVE_PRECISION,
+            chunk_samples=node.CHUNK_SAMPLES or None,
             **estimator_options(node),
         )
 

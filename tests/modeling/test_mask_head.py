@@ -78,6 +78,23 @@ def test_images_without_regions_keep_every_parameter_in_the_graph(algorithm, cou
     assert not missing
 
 
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_chunks_of_regions_change_nothing(size, build_head):
+    found = []
+    for chunk in (0, size):
+        head = build_head("CRBP.CHUNK_SAMPLES", chunk, "CRBP.LCP_BOUND", 0.0)
+        torch.manual_seed(1)
+        x, losses, _ = train_step(head)
+        gradients = [x.grad, *(p.grad for p in head.parameters())]
+        found.append((losses, gradients))
+    (whole, expected), (cut, near) = found
+    assert whole.keys() == cut.keys()
+    for name, loss in whole.items():
+        torch.testing.assert_close(cut[name], loss, rtol=1e-5, atol=0)
+    for a, b in zip(near, expected, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
 def test_further_penalties_are_losses_of_their_own(build_head):
     head = build_head("CRBP.FROBENIUS_WEIGHT", 0.5, "CRBP.SPECTRAL_WEIGHT", 0.5)
     _, losses, _ = train_step(head)

@@ -211,7 +211,8 @@ def _gradients(cfg, batch, rank: int, world: int) -> torch.Tensor:
     return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.requires_grad])
 
 
-def test_two_processes_of_one_image_average_to_one_of_two_images(load_config, shapes):
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_two_processes_of_one_image_average_to_one_of_two_images(load_config, shapes, chunk):
     # Equal numbers of regions per image, as means over regions are taken in each process: all
     # proposals are used, none but the true boxes are foreground, and both images have as many.
     cfg = load_config(
@@ -235,6 +236,7 @@ def test_two_processes_of_one_image_average_to_one_of_two_images(load_config, sh
     )
     batch = next(pairs)
     alone = _gradients(cfg, batch, 0, 1)
+    cfg.CRBP.CHUNK_SAMPLES = chunk
     for found in run_processes(functools.partial(_gradients, cfg, batch), 2):
         assert float((found - alone).norm() / alone.norm()) < 1e-5
 
