@@ -2,20 +2,25 @@
 """Compare the learning algorithms on the mask head's and the Pathfinder model's cell.
 
 Prints one Markdown table for each cell: cosine and norm ratio to the exact gradient, memory that
-autograd saves, and time relative to one-step BPTT.
+autograd saves, and time relative to one-step BPTT. The cells are untrained and driven by noise;
+with --run it is the circuit of a trained model, driven by its test images.
 
-example:
-  tools/compare_estimators.py --rounds 3 > docs/estimators_table.md
+examples:
+  tools/compare_estimators.py --rounds 3 > estimators.md
+  tools/compare_estimators.py --run outputs/shapes_crbp --samples 16
 """
 
 import argparse
 import platform
 import sys
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from crbp_d2.analysis.estimators import compare, markdown
+from crbp_d2.analysis.estimators import compare, markdown, trained_setting
+from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import HGRUCell, MaskHGRUCell
 
 CELLS = {
@@ -30,40 +35,66 @@ CELLS = {
 }
 
 
+def settings(run: str | None, samples: int) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Title, cell and drive of each table."""
+    if run is None:
+        for title, (build, shape) in CELLS.items():
+            yield title, build(), torch.rand(shape)
+        return
+    loaded = load_run(run)
+    cell, drive = trained_setting(loaded, samples)
+    size = "x".join(map(str, drive.shape[1:]))
+    yield f"{loaded.label}: {len(drive)} samples of {size}", cell.train(), drive
+
+
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", metavar="RUN", help="OUTPUT_DIR of a training, or LABEL=FOLDER")
+    parser.add_argument(
+        "--samples", type=int, default=8, help="with --run: RoIs or images (default: 8)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="interleaved timings of each")
     parser.add_argument("--steps", type=int, default=20, help="T of gradients and times")
     parser.add_argument("--exact-steps", type=int, default=400, help="T taken for the equilibrium")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    for title, (build, shape) in CELLS.items():
-        torch.manual_seed(arguments.seed)
-        cell, drive = build(), torch.rand(shape)
-        with tqdm(desc=title, unit="measurement") as bar:
+    if arguments.samples < 1:
+        parser.error(f"--samples must be at least 1, got {arguments.samples}")
+    torch.manual_seed(arguments.seed)
+    try:
+        for title, cell, drive in settings(arguments.run, arguments.samples):
+            print_table(title, cell, drive, arguments)
+    except (ValueError, KeyError) as error:
+        parser.error(str(error))
 
-            def report(what: str, bar: tqdm = bar) -> None:
-                bar.set_postfix_str(what)
-                bar.update()
 
-            rows, residual = compare(
-                cell,
-                drive,
-                steps=arguments.steps,
-                rounds=arguments.rounds,
-                exact_steps=arguments.exact_steps,
-                progress=report,
-            )
-        sys.stdout.write(f"\n{title}\n\n" + "\n".join(markdown(rows)) + "\n\n")
-        sys.stdout.flush()
-        sys.stdout.write(
-            f"Random weights and drive, seed {arguments.seed}; T = {arguments.steps}; residual of "
-            f"the state taken as the equilibrium {residual:.1e}; torch {torch.__version__}, "
-            f"{torch.get_num_threads()} threads, {platform.machine()}.\n"
+def print_table(title: str, cell: nn.Module, drive: Tensor, arguments: argparse.Namespace) -> None:
+    """Measure one cell and print its table."""
+    with tqdm(desc=title, unit="measurement") as bar:
+
+        def report(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        rows, residual = compare(
+            cell,
+            drive,
+            steps=arguments.steps,
+            rounds=arguments.rounds,
+            exact_steps=arguments.exact_steps,
+            progress=report,
         )
+    sys.stdout.write(f"\n**{title}**\n\n" + "\n".join(markdown(rows)) + "\n\n")
+    weights = "Trained weights, test images" if arguments.run else "Random weights and drive"
+    sys.stdout.write(
+        f"{weights}, seed {arguments.seed}; T = {arguments.steps}; residual of the state taken as "
+        f"the equilibrium {residual:.1e}; torch {torch.__version__}, {torch.get_num_threads()} "
+        f"threads, {platform.machine()}.\n\n"
+    )
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

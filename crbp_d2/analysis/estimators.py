@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from crbp_d2.analysis.memory import bytes_saved_by
-from crbp_d2.core import Recurrence
+from crbp_d2.analysis.observed import observe_circuit
+from crbp_d2.analysis.outputs import find_recurrence
+from crbp_d2.analysis.runs import Run
+from crbp_d2.core import ConfigurationError, Recurrence
 from crbp_d2.core.state import to_parts
+from crbp_d2.data import build_test_loader
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,16 @@ class Contender:
     Attributes:
         label: for the table.
         algorithm: see `Recurrence`.
-        options: of the estimator.
+        options: of the estimator, and others of `Recurrence`.
         least_steps: fewest steps it can run.
+        steps: `T` for its gradient and time, where it is to have its own.
     """
 
     label: str
     algorithm: str
     options: dict[str, Any] = field(default_factory=dict)
     least_steps: int = 1
+    steps: int | None = None
 
     def recurrence(self, cell: nn.Module, steps: int) -> Recurrence:
         """The algorithm on a cell."""
@@ -46,6 +52,14 @@ CONTENDERS = (
     Contender("rbp, 15 terms", "rbp", {"neumann_terms": 15}),
     Contender("rbp, 15 terms, norm cap 1", "rbp", {"neumann_terms": 15, "norm_cap": 1.0}),
     Contender("crbp, 15 terms", "crbp", {"neumann_terms": 15}),
+    Contender("crbp, 15 terms, chunks of 1", "crbp", {"neumann_terms": 15, "chunk_samples": 1}),
+    Contender("rbp, 15 terms, bf16", "rbp", {"neumann_terms": 15, "solve_precision": "bf16"}),
+    Contender(
+        "rbp, Anderson 12/7",
+        "rbp",
+        {"neumann_terms": 7, "acceleration": "anderson", "forward_acceleration": "anderson"},
+        steps=12,
+    ),
     Contender("phantom, 5 steps of 0.5", "phantom", {"length": 5}, least_steps=5),
     Contender("implicit", "implicit", {"adjoint_tolerance": 1e-4}),
 )
@@ -107,7 +121,7 @@ def compare(
     exact, residual = gradient(reference, drive, weights)
     times: dict[str, list[float]] = {contender.label: [] for contender in contenders}
     unit = Contender("unit", "bptt").recurrence(cell, 1)
-    timed = {contender.label: contender.recurrence(cell, steps) for contender in contenders}
+    timed = {one.label: one.recurrence(cell, one.steps or steps) for one in contenders}
     for label, recurrence in {"unit": unit, **timed}.items():
         # The first run checks the cell, which is not to be measured.
         progress(f"warming up {label}")
@@ -120,7 +134,7 @@ def compare(
     rows = []
     for contender in contenders:
         progress(f"gradient and memory of {contender.label}")
-        found, _ = gradient(contender.recurrence(cell, steps), drive, weights)
+        found, _ = gradient(timed[contender.label], drive, weights)
         saved = {
             count: saved_bytes(contender.recurrence(cell, count), drive)
             if count >= contender.least_steps
@@ -137,6 +151,32 @@ def compare(
             )
         )
     return rows, residual
+
+
+def trained_setting(run: Run, samples: int) -> tuple[nn.Module, Tensor]:
+    """The circuit of a trained model, and what drives it on test images.
+
+    Args:
+        run: the model.
+        samples: RoIs or images, of the first of its test sets.
+
+    Returns:
+        The cell, and its drive `(N, C, H, W)`, `N` the number asked for, or what the set has.
+
+    Raises:
+        ConfigurationError: the model has no recurrence, or the drive is not one tensor.
+    """
+    drives: list[Tensor] = []
+    found = 0
+    for batch in build_test_loader(run.cfg, run.cfg.DATASETS.TEST[0], batch_size=1):
+        circuit = observe_circuit(run.model, batch, [1]).circuit
+        if not isinstance(circuit.drive, Tensor):
+            raise ConfigurationError("the comparison is about circuits with a single drive")
+        drives.append(circuit.drive)
+        found += len(circuit.drive)
+        if found >= samples:
+            break
+    return find_recurrence(run.model).cell, torch.cat(drives)[:samples]
 
 
 def gradient(recurrence: Recurrence, drive: Tensor, weights: Tensor) -> tuple[Tensor, float]:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import subprocess
+import sys
 import weakref
 
 import pytest
 import torch
 
-from crbp_d2.analysis.estimators import CONTENDERS, compare, markdown, saved_bytes
+from crbp_d2.analysis.estimators import (
+    CONTENDERS,
+    compare,
+    markdown,
+    saved_bytes,
+    trained_setting,
+)
+from crbp_d2.analysis.outputs import find_recurrence
+from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import MaskHGRUCell, Recurrence
+from crbp_d2.data import build_test_loader
+from tests.analysis.page_runs import write_run
+from tests.modeling.conftest import CONFIGS
 
 
 def test_the_comparison_ranks_known_estimators():
@@ -30,6 +44,7 @@ def test_the_comparison_ranks_known_estimators():
     implicit, rbp, jfb = (by_label[n] for n in ("implicit", "rbp, 15 terms", "jfb"))
     assert implicit.cosine == pytest.approx(1, abs=1e-5)
     assert implicit.norm_ratio == pytest.approx(1, abs=1e-3)
+    assert jfb.cosine < by_label["rbp, Anderson 12/7"].cosine
     assert jfb.cosine < rbp.cosine < implicit.cosine
     assert rbp.saved_bytes[1] == rbp.saved_bytes[5] == rbp.saved_bytes[10]
     bptt = by_label["bptt"].saved_bytes
@@ -57,3 +72,25 @@ def test_measuring_memory_leaves_none_behind(algorithm):
     del drive
     gc.collect()
     assert released() is None
+
+
+def test_a_trained_circuit_comes_with_what_drives_it(tmp_path):
+    run = load_run(str(write_run(tmp_path / "run", "quick/pathfinder_crbp.yaml")))
+    cell, drive = trained_setting(run, 3)
+    assert cell is find_recurrence(run.model).cell and len(drive) == 3
+    (batch,) = itertools.islice(
+        build_test_loader(run.cfg, run.cfg.DATASETS.TEST[0], batch_size=3), 1
+    )
+    head = run.model.sem_seg_head
+    with torch.no_grad():
+        expected = [output["sem_seg"] for output in run.model(batch)]
+        found = head.read_out(head.recurrence(drive).state)
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_the_tool_names_what_is_no_run(tmp_path):
+    tool = CONFIGS.parent / "tools" / "compare_estimators.py"
+    command = [sys.executable, str(tool), "--run", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "there is no config.yaml" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -184,14 +184,20 @@ def _recurrent(config: str, more: Sequence[tuple[Any, ...]] = ()) -> tuple[Varia
         crbp("rbp 20/15", "CRBP.ALGORITHM", "rbp"),
         crbp("crbp 10/7", "CRBP.STEPS", 10, "CRBP.NEUMANN_TERMS", 7),
         crbp("crbp 20/15, penalty on 4", "CRBP.PENALTY_SAMPLES", 4),
-        crbp(
-            "crbp 12/7, Anderson",
-            *("CRBP.STEPS", 12, "CRBP.NEUMANN_TERMS", 7),
-            *("CRBP.ADJOINT_ACCELERATION", "anderson", "CRBP.FORWARD_ACCELERATION", "anderson"),
-        ),
+        crbp("crbp 20/15, chunks of 1", "CRBP.CHUNK_SAMPLES", 1),
+        crbp("crbp 20/15, bf16", "CRBP.SOLVE_PRECISION", "bf16"),
+        crbp("crbp 20/15, compiled", "CRBP.COMPILE", True),
+        crbp("crbp 12/7, Anderson", *ANDERSON),
+        crbp("crbp 12/7, Anderson, bf16", *ANDERSON, "CRBP.SOLVE_PRECISION", "bf16"),
         *(crbp(*lever) for lever in more),
     )
 
+
+ANDERSON = (
+    *("CRBP.STEPS", 12, "CRBP.NEUMANN_TERMS", 7),
+    *("CRBP.ADJOINT_ACCELERATION", "anderson", "CRBP.FORWARD_ACCELERATION", "anderson"),
+)
+"""As near to the exact gradient as 20 plain steps and 15 terms."""
 
 _PANOPTIC = (
     Variant("feed-forward", "R50_FPN_1x.yaml"),
