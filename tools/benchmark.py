@@ -2,7 +2,8 @@
 """Time and memory of the recurrent models beside their rivals, interleaved.
 
 Prints a Markdown table and writes it with all timings to OUTPUT.md and OUTPUT.json. On a CPU memory
-is what autograd saves for the backward pass, on a GPU the peak of its allocator.
+is what autograd saves for the backward pass, and how far a step raises the peak of the resident
+memory of a fresh process; on a GPU it is the peak of its allocator.
 
 examples:
   tools/benchmark.py head --rounds 5
@@ -13,12 +14,13 @@ examples:
 import argparse
 import datetime
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from crbp_d2.analysis.benchmark import SUBJECTS, build_step, interleave, markdown
+from crbp_d2.analysis.benchmark import SUBJECTS, build_step, interleave, markdown, resident_bytes
 from crbp_d2.analysis.benchmark.measure import machine
 from crbp_d2.data.storage import write_json, write_whole
 
@@ -48,17 +50,24 @@ def main() -> None:
     if min(count, size, arguments.rounds) < 1:
         parser.error("--count, --size and --rounds must be at least 1")
     train = not arguments.inference
-    steps = {
-        label: build_step(subject, known[label], CONFIGS, count=count, size=size, train=train)
-        for label in tqdm(labels, "building")
+    builds = {
+        label: partial(
+            build_step, subject, known[label], CONFIGS, count=count, size=size, train=train
+        )
+        for label in labels
     }
+    resident = {label: resident_bytes(builds[label]) for label in tqdm(labels, "resident memory")}
+    steps = {label: builds[label]() for label in tqdm(labels, "building")}
     with tqdm(total=len(labels) * (arguments.rounds + 1), unit="step") as bar:
 
         def report(what: str) -> None:
             bar.set_postfix_str(what)
             bar.update()
 
-        measurements = interleave(steps, arguments.rounds, progress=report)
+        measurements = [
+            replace(one, resident_bytes=resident[one.label])
+            for one in interleave(steps, arguments.rounds, progress=report)
+        ]
     kind = "training" if train else "inference"
     output = arguments.output or Path(f"outputs/benchmark_{arguments.subject}_{kind}")
     table = "\n".join(markdown(measurements)) + "\n"

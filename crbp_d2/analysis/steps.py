@@ -93,7 +93,7 @@ def evaluate_steps(
         ValueError: no image was given.
     """
     wanted = sorted(set(steps))
-    of_step = {step: DatasetEvaluators([_fresh(one) for one in evaluators]) for step in wanted}
+    of_step = {step: DatasetEvaluators([fresh_copy(one) for one in evaluators]) for step in wanted}
     changes: dict[int, list[torch.Tensor]] = {step: [] for step in wanted}
     empty = True
     for batch in batches:
@@ -135,7 +135,7 @@ def evaluate_at_each(
     try:
         for step in steps:
             recurrence.test_steps = step
-            evaluator = DatasetEvaluators([_fresh(one) for one in evaluators])
+            evaluator = DatasetEvaluators([fresh_copy(one) for one in evaluators])
             for batch in batches:
                 with torch.no_grad():
                     evaluator.process(batch, model(batch))
@@ -145,7 +145,7 @@ def evaluate_at_each(
     return scores
 
 
-def _fresh(evaluator: DatasetEvaluator) -> DatasetEvaluator:
+def fresh_copy(evaluator: DatasetEvaluator) -> DatasetEvaluator:
     """A copy without predictions that shares the rest, such as annotations of a gigabyte."""
     fresh = copy.copy(evaluator)
     fresh.reset()

@@ -165,7 +165,6 @@ class Recurrence(nn.Module):
         self.test_steps = steps if test_steps is None else test_steps
         self.extra_steps = extra_steps
         self.tolerance = tolerance
-        self.test_tolerance = test_tolerance
         self.early_from = early_from
         self.on_nonfinite = on_nonfinite
         self.solve_precision = solve_precision
@@ -177,9 +176,8 @@ class Recurrence(nn.Module):
         require_step(self.test_steps, "test_steps")
         require_step(self.extra_steps, "extra_steps", least=0)
         require_tolerance("tolerance", tolerance)
-        require_tolerance("test_tolerance", test_tolerance)
         self.estimator.check(steps, tolerance)
-        require_stoppable(self.estimator, test_tolerance)
+        self.set_test_tolerance(test_tolerance)
         require_solve_precision(solve_precision, algorithm, self.estimator)
         if tolerance is not None:
             refuse_coupled_samples(cell)
@@ -197,6 +195,16 @@ class Recurrence(nn.Module):
         object.__setattr__(self, "_compiled_cell", torch.compile(cell) if compile_steps else None)
         self._checked = False
         self._observation: tuple[Observer, int | None] | None = None
+
+    def set_test_tolerance(self, test_tolerance: float | None) -> None:
+        """Stop each sample's steps outside training at this relative residual; `None` runs all.
+
+        Raises:
+            ConfigurationError: not above 0, or the estimator's steps can't be stopped.
+        """
+        require_tolerance("test_tolerance", test_tolerance)
+        require_stoppable(self.estimator, test_tolerance)
+        self.test_tolerance = test_tolerance
 
     @contextmanager
     def observing(self, observe: Observer, *, steps: int | None = None) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import time
 import pytest
 import torch
 
-from crbp_d2.analysis.benchmark import SUBJECTS, build_step, interleave, markdown
+from crbp_d2.analysis.benchmark import SUBJECTS, build_step, interleave, markdown, resident_bytes
 from crbp_d2.analysis.benchmark.measure import peak_bytes
 from tests.modeling.conftest import CONFIGS
 
@@ -46,6 +47,20 @@ def test_memory_is_what_autograd_saves():
     assert peak_bytes(step) == 4000
 
 
+def allocating():
+    def step() -> None:
+        torch.ones(25_000_000).sum()
+
+    return step
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU its allocator is asked instead")
+def test_resident_memory_is_that_of_a_process_of_its_own():
+    kept = torch.ones(50_000_000)  # which does not count
+    assert 95e6 < resident_bytes(allocating) < 120e6
+    assert kept[0] == 1
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", ["head", "pathfinder"])
 def test_every_variant_builds_and_runs(name, train):
@@ -74,6 +89,7 @@ def test_one_command_prints_a_table_and_writes_the_numbers(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     content = json.loads((tmp_path / "new" / "result.json").read_text())
     assert [one["label"] for one in content["measurements"]] == ["feed-forward", "bptt 1"]
+    assert all(one["resident_bytes"] > 0 for one in content["measurements"])
     assert all(len(one["seconds"]) == 2 for one in content["measurements"])
     assert content["machine"]["torch"] == torch.__version__
     assert (tmp_path / "new" / "result.md").read_text() in done.stdout
@@ -84,3 +100,14 @@ def test_one_command_prints_a_table_and_writes_the_numbers(tmp_path):
         check=False,
     )
     assert wrong.returncode == 2 and "bptt 99: choose from 'feed-forward'" in wrong.stderr
+
+
+def test_the_rate_of_the_data_is_printed(tmp_path):
+    tool = [sys.executable, str(CONFIGS.parent / "tools" / "benchmark_data.py"), "--config-file"]
+    command = [*tool, str(CONFIGS / "quick" / "pathfinder_bptt.yaml"), "--batches", "2"]
+    done = subprocess.run([*command, "--rounds", "3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rate = float(re.search(r"pathfinder_tiny_train: ([\d.]+) images a second", done.stdout)[1])
+    assert rate > 1
+    wrong = subprocess.run([*tool, "none.yaml"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "none.yaml" in wrong.stderr

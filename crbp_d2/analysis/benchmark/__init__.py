@@ -1,6 +1,14 @@
 """Time and memory of the recurrent models beside their rivals."""
 
-from .measure import Measurement, interleave, markdown
+from .measure import Measurement, interleave, markdown, resident_bytes
 from .subjects import SUBJECTS, Variant, build_step
 
-__all__ = ["SUBJECTS", "Measurement", "Variant", "build_step", "interleave", "markdown"]
+__all__ = [
+    "SUBJECTS",
+    "Measurement",
+    "Variant",
+    "build_step",
+    "interleave",
+    "markdown",
+    "resident_bytes",
+]

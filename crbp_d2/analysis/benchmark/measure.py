@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import platform
 import statistics
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 import torch
 
 from crbp_d2.analysis.memory import bytes_saved_by
+
+STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,15 @@ class Measurement:
         ratios: of each round to the first variant in the same round.
         peak_bytes: allocated on the GPU at most; on a CPU what autograd saves for the backward
             pass, weights included. 0 for predictions on a CPU.
+        resident_bytes: by which one step raises the peak of the resident memory of a process of its
+            own, on a CPU under Linux; else `None`.
     """
 
     label: str
     seconds: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+    resident_bytes: int | None = None
 
 
 def interleave(
@@ -72,6 +78,32 @@ def peak_bytes(step: Callable[[], None]) -> int:
     return bytes_saved_by(step)
 
 
+def resident_bytes(build: Callable[[], Callable[[], None]]) -> int | None:
+    """See `Measurement`.
+
+    Args:
+        build: gives the step; called in the other process, so that it has to be picklable.
+    """
+    if torch.cuda.is_available() or not STATUS.is_file():
+        return None
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_grown, (build, torch.get_num_threads()))
+
+
+def _grown(build: Callable[[], Callable[[], None]], threads: int) -> int:
+    torch.set_num_threads(threads)
+    step = build()
+    before = _status("VmRSS")
+    step()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    """Bytes, of a line such as `VmHWM:   123456 kB`."""
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(lines[key].split()[0]) * 1024
+
+
 def _timed(step: Callable[[], None]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -106,11 +138,13 @@ def machine() -> dict[str, str]:
 def markdown(measurements: list[Measurement]) -> Iterator[str]:
     """One line a variant: median and range of the ratio, median of the seconds, memory."""
     first = measurements[0].label
-    yield f"| variant | time, ratio to {first} (min-max) | seconds | memory, MB |"
-    yield "|---|---|---|---|"
+    yield f"| variant | time, ratio to {first} (min-max) | seconds | memory, MB | resident, MB |"
+    yield "|---|---|---|---|---|"
     for one in measurements:
+        resident = "-" if one.resident_bytes is None else f"{one.resident_bytes / 1e6:.0f}"
         ratio = statistics.median(one.ratios)
         yield (
             f"| {one.label} | {ratio:.2f} ({min(one.ratios):.2f}-{max(one.ratios):.2f}) "
-            f"| {statistics.median(one.seconds):.3f} | {one.peak_bytes / 1e6:.0f} |"
+            f"| {statistics.median(one.seconds):.3f} | {one.peak_bytes / 1e6:.0f} "
+            f"| {resident} |"
         )

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""What it saves, and costs, to stop the images or RoIs that have settled (CRBP.TEST_TOLERANCE).
+
+Every tolerance takes its turn on every batch. Prints a Markdown table of steps, time and scores and
+writes it to early_stopping.md in the run's folder.
+
+examples:
+  tools/early_stopping.py outputs/shapes_crbp
+  tools/early_stopping.py outputs/pathfinder_tiny_contracting --tolerances 0.01 0.003 --batch-size 1
+"""
+
+import argparse
+import sys
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from crbp_d2.analysis.runs import load_run
+from crbp_d2.analysis.steps import step_evaluators
+from crbp_d2.analysis.stopping import evaluate_tolerances, markdown
+from crbp_d2.data import build_test_loader
+from crbp_d2.data.storage import write_whole
+
+
+def main() -> None:
+    """Parse the arguments, measure, write, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="OUTPUT_DIR of a training")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
+    parser.add_argument(
+        "--tolerances", nargs="+", type=float, default=[0.1, 0.05, 0.02, 0.01], metavar="TOLERANCE"
+    )
+    parser.add_argument("--dataset", help="default: the first of the run's DATASETS.TEST")
+    parser.add_argument("--batches", type=int, help="default: the whole data set")
+    parser.add_argument("--batch-size", type=int, default=1, help="images (default: 1)")
+    parser.add_argument("--output", type=Path, help="folder (default: that of the run)")
+    arguments = parser.parse_intermixed_args()
+    if min(arguments.batch_size, arguments.batches or 1) < 1:
+        parser.error("--batches and --batch-size must be at least 1")
+    try:
+        run = load_run(arguments.run, arguments.opts)
+        name = arguments.dataset or run.cfg.DATASETS.TEST[0]
+        loader = build_test_loader(run.cfg, name, batch_size=arguments.batch_size)
+        batches = tqdm(islice(loader, arguments.batches), name, arguments.batches or len(loader))
+        found = evaluate_tolerances(run.model, batches, arguments.tolerances, step_evaluators(name))
+    except (ValueError, KeyError) as error:
+        parser.error(str(error))
+    table = "\n".join(markdown(found)) + "\n"
+    output = arguments.output or run.folder
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "early_stopping.md", table.encode())
+    sys.stdout.write(table)
+
+
+if __name__ == "__main__":
+    main()
