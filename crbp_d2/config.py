@@ -24,9 +24,10 @@ def add_crbp_config(cfg: CfgNode) -> None:
     node.STEPS = 20
     # Steps outside training; 0 for the same number.
     node.TEST_STEPS = 0
-    # In training, up to this many steps more, a number drawn anew in every iteration: the answer is
-    # then asked for at every step from STEPS to STEPS + EXTRA_STEPS. 0 for none.
-    node.EXTRA_STEPS = 0
+    # In training, draw the number of steps anew in every iteration, up to this many fewer or more:
+    # the answer is then asked for at every step from STEPS - STEPS_SPREAD to STEPS + STEPS_SPREAD,
+    # so that it comes and stays. Below STEPS; 0 for none.
+    node.STEPS_SPREAD = 0
     # In training, a sample's steps end early once |h_t - h_{t-1}| <= TOLERANCE |h_t|; 0.0 for a
     # fixed number of steps. Not for bptt.
     node.TOLERANCE = 0.0
@@ -68,7 +69,8 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # Weight of a loss on one earlier step, drawn anew in every iteration, which makes the model
     # answer early; its gradient goes through that step alone. 0.0 for none.
     node.EARLY_LOSS_WEIGHT = 0.0
-    # The earlier step is drawn from those after this fraction of all, in [0, 1).
+    # The earlier step is drawn from those after this fraction of all, of the fewest that STEPS_SPREAD
+    # allows, in [0, 1).
     node.EARLY_FROM = 0.25
     # What to do with samples whose state or gradient is NaN or infinite: raise, or skip (and
     # count).

@@ -38,9 +38,9 @@ CONTENDERS: dict[str, tuple[str, tuple[Any, ...]]] = {
             *("CRBP.KRYLOV_SIZE", 20, "CRBP.KRYLOV_RESTARTS", 1),
         ),
     ),
-    "crbp, fixed steps": (CRBP, ("CRBP.EXTRA_STEPS", 0)),
+    "crbp, fixed steps": (CRBP, ("CRBP.STEPS_SPREAD", 0)),
     "contracting": (CONTRACTING, ()),
-    "contracting, fixed steps": (CONTRACTING, ("CRBP.EXTRA_STEPS", 0)),
+    "contracting, fixed steps": (CONTRACTING, ("CRBP.STEPS_SPREAD", 0)),
     "contracting, no early loss": (CONTRACTING, ("CRBP.EARLY_LOSS_WEIGHT", 0.0)),
     "contracting, LCP for spectral": (
         CONTRACTING,

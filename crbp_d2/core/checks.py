@@ -26,6 +26,20 @@ def require_step(steps: int, name: str = "steps", *, least: int = 1) -> None:
         )
 
 
+def require_spread(spread: int, steps: int) -> None:
+    """A spread leaves at least one step.
+
+    Raises:
+        ConfigurationError: it doesn't, or it is no integer of at least 0.
+    """
+    require_step(spread, "steps_spread", least=0)
+    if spread >= steps:
+        raise ConfigurationError(
+            f"steps_spread must be below steps, got {spread} with {steps} steps",
+            option="steps_spread",
+        )
+
+
 def require_at_least(name: str, value: float, least: float) -> None:
     """A number is not below the least one.
 

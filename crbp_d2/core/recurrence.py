@@ -18,6 +18,7 @@ from crbp_d2.core.checks import (
     require_penalties,
     require_policy,
     require_solve_precision,
+    require_spread,
     require_step,
     require_stoppable,
     require_tolerance,
@@ -108,17 +109,18 @@ class Recurrence(nn.Module):
         algorithm: see above.
         steps: `T` in training, at least 1.
         test_steps: `T` outside training; `None` for the same. They may differ freely.
-        extra_steps: in training, run up to this many steps more, a number drawn anew for each run,
-            so that the answer is asked for at every step from `steps` to `steps + extra_steps` and
-            is to stay there.
+        steps_spread: in training, draw the number of steps anew for each run, from
+            `steps - steps_spread` to `steps + steps_spread`, so that the answer is asked for at
+            each of them, and is to stay. Below `steps`.
         tolerance: in training, stop each sample's unrecorded steps at this relative residual,
             `steps` being the most it takes; `None` for a fixed number.
         test_tolerance: the same outside training.
         penalties: what to add to the loss. `None` takes the Lipschitz coefficient penalty with its
             default values where the algorithm's name asks for it, and nothing elsewhere.
         early_from: in training, draw one earlier step at random from those after this fraction of
-            all, and give its state in `early_states`, with the gradient of that step: a loss on it
-            makes the circuit answer early. `None` for none.
+            all, of the fewest that `steps_spread` allows, and give its state in `early_states`,
+            with the gradient of that step: a loss on it makes the circuit answer early. `None` for
+            none.
         on_nonfinite: `raise` stops with the step and the residual; `skip` leaves the samples with
             such a state or gradient out (their state and gradients are zero) and counts them in the
             diagnostics.
@@ -145,7 +147,7 @@ class Recurrence(nn.Module):
         algorithm: str = "crbp",
         steps: int = 20,
         test_steps: int | None = None,
-        extra_steps: int = 0,
+        steps_spread: int = 0,
         tolerance: float | None = None,
         test_tolerance: float | None = None,
         penalties: Sequence[Penalty] | None = None,
@@ -163,7 +165,7 @@ class Recurrence(nn.Module):
         self.estimator: Estimator = build_estimator(name, **options)
         self.steps = steps
         self.test_steps = steps if test_steps is None else test_steps
-        self.extra_steps = extra_steps
+        self.steps_spread = steps_spread
         self.tolerance = tolerance
         self.early_from = early_from
         self.on_nonfinite = on_nonfinite
@@ -174,14 +176,14 @@ class Recurrence(nn.Module):
         self.penalties = tuple(penalties)
         require_step(self.steps)
         require_step(self.test_steps, "test_steps")
-        require_step(self.extra_steps, "extra_steps", least=0)
+        require_spread(steps_spread, steps)
         require_tolerance("tolerance", tolerance)
-        self.estimator.check(steps, tolerance)
+        self.estimator.check(steps - steps_spread, tolerance)
         self.set_test_tolerance(test_tolerance)
         require_solve_precision(solve_precision, algorithm, self.estimator)
         if tolerance is not None:
             refuse_coupled_samples(cell)
-        require_early(early_from, steps, self.estimator)
+        require_early(early_from, steps - steps_spread, self.estimator)
         require_policy(on_nonfinite)
         require_chunks(
             chunk_samples,
@@ -283,7 +285,7 @@ class Recurrence(nn.Module):
         circuit = self._circuit(drive, template)
         early = None
         if recorded and self.training and self.early_from is not None and steps > 1:
-            early = EarlyStep(min(steps, self.steps), self.early_from)
+            early = EarlyStep(min(steps, self.steps - self.steps_spread), self.early_from)
             observe = early.watch(start, observe)
         lowered = lowers(self.solve_precision, (*_tensors(drive), *start))
         run = Run(steps, tolerance, observe, lowered=lowered)
@@ -425,10 +427,11 @@ class Recurrence(nn.Module):
     def _draw_steps(self) -> int:
         if not self.training:
             return self.test_steps
-        if not self.extra_steps:
+        if not self.steps_spread:
             return self.steps
         # On the CPU, as reading it from a GPU would wait for all that runs there.
-        return self.steps + int(torch.randint(self.extra_steps + 1, ()))
+        drawn = int(torch.randint(2 * self.steps_spread + 1, ()))
+        return self.steps - self.steps_spread + drawn
 
     def _unroll(self, circuit: Circuit, start: Parts, run: Run, recorded: bool) -> Unrolled:
         if recorded:

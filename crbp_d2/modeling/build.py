@@ -65,7 +65,7 @@ def recurrence(node: CfgNode) -> Recurrence:
             algorithm=node.ALGORITHM,
             steps=node.STEPS,
             test_steps=node.TEST_STEPS or None,
-            extra_steps=node.EXTRA_STEPS,
+            steps_spread=node.STEPS_SPREAD,
             tolerance=node.TOLERANCE or None,
             test_tolerance=node.TEST_TOLERANCE or None,
             penalties=penalties(node),

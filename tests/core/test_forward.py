@@ -66,17 +66,24 @@ def test_steps_in_training_and_testing_differ_freely():
 
 
 @pytest.mark.parametrize("algorithm", ["crbp", "bptt", "tbptt", "phantom"])
-def test_extra_steps_are_drawn_in_training_only(algorithm):
+def test_steps_are_drawn_in_training_only(algorithm):
     torch.manual_seed(0)
     cell, drive = TanhCell(), vector_drive()
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=6, extra_steps=3)
+    recurrence = Recurrence(cell, algorithm=algorithm, steps=6, steps_spread=1)
     taken = [recurrence(drive).diagnostics.steps for _ in range(60)]
     assert all(bool((one == one[0]).all()) for one in taken)
-    assert {int(one[0]) for one in taken} == {6, 7, 8, 9}
+    assert {int(one[0]) for one in taken} == {5, 6, 7}
     assert recurrence(drive, steps=5).diagnostics.steps.tolist() == [5, 5]
     assert recurrence.eval()(drive).diagnostics.steps.tolist() == [6, 6]
-    with pytest.raises(ConfigurationError, match="extra_steps must be an integer of at least 0"):
-        Recurrence(cell, algorithm=algorithm, steps=6, extra_steps=-1)
+    with pytest.raises(ConfigurationError, match="steps_spread must be an integer of at least 0"):
+        Recurrence(cell, algorithm=algorithm, steps=6, steps_spread=-1)
+    with pytest.raises(ConfigurationError, match="steps_spread must be below steps"):
+        Recurrence(cell, algorithm=algorithm, steps=6, steps_spread=6)
+
+
+def test_a_spread_that_leaves_too_few_steps_is_refused():
+    with pytest.raises(ConfigurationError, match="only 2 steps"):
+        Recurrence(LinearCell(), algorithm="tbptt", steps=4, steps_spread=2, length=3)
 
 
 @pytest.mark.parametrize("training", [True, False])
