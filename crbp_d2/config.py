@@ -69,8 +69,8 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # Weight of a loss on one earlier step, drawn anew in every iteration, which makes the model
     # answer early; its gradient goes through that step alone. 0.0 for none.
     node.EARLY_LOSS_WEIGHT = 0.0
-    # The earlier step is drawn from those after this fraction of all, of the fewest that STEPS_SPREAD
-    # allows, in [0, 1).
+    # The earlier step is drawn from those after this fraction of all (of the fewest that
+    # STEPS_SPREAD allows), in [0, 1).
     node.EARLY_FROM = 0.25
     # What to do with samples whose state or gradient is NaN or infinite: raise, or skip (and
     # count).
