@@ -7,7 +7,7 @@ memory of a fresh process; on a GPU it is the peak of its allocator.
 
 examples:
   tools/benchmark.py head --rounds 5
-  tools/benchmark.py model --inference --count 1 --size 800
+  tools/benchmark.py model --inference --count 1 --size 800 --regions 32
   tools/benchmark.py pathfinder --size 150 --variants feed-forward 'crbp 20/15, plain'
 """
 
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--count", type=int, help="RoIs of the head, else images")
     parser.add_argument("--size", type=int, help="of the images, pixels")
+    parser.add_argument("--regions", type=int, help="RoIs of each image of a whole model")
     parser.add_argument("--output", type=Path, help="default: outputs/benchmark_SUBJECT_...")
     arguments = parser.parse_args()
     subject = SUBJECTS[arguments.subject]
@@ -46,14 +47,19 @@ def main() -> None:
     unknown = [label for label in labels if label not in known]
     if unknown:
         parser.error(f"--variants {', '.join(unknown)}: choose from {', '.join(map(repr, known))}")
-    count, size = arguments.count or subject.count, arguments.size or subject.size
-    if min(count, size, arguments.rounds) < 1:
-        parser.error("--count, --size and --rounds must be at least 1")
+    load = replace(
+        subject.load,
+        **{
+            name: getattr(arguments, name)
+            for name in ("count", "size", "regions")
+            if getattr(arguments, name) is not None
+        },
+    )
+    if min(load.count, load.size, load.regions, arguments.rounds) < 1:
+        parser.error("--count, --size, --regions and --rounds must be at least 1")
     train = not arguments.inference
     builds = {
-        label: partial(
-            build_step, subject, known[label], CONFIGS, count=count, size=size, train=train
-        )
+        label: partial(build_step, subject, known[label], CONFIGS, load, train=train)
         for label in labels
     }
     resident = {label: resident_bytes(builds[label]) for label in tqdm(labels, "resident memory")}
@@ -78,16 +84,15 @@ def main() -> None:
         {
             "subject": arguments.subject,
             "kind": kind,
-            "count": count,
-            "size": size,
+            "load": asdict(load),
             "date": datetime.date.today().isoformat(),
             "machine": machine(),
             "variants": {label: asdict(known[label]) for label in labels},
             "measurements": [asdict(one) for one in measurements],
         },
     )
-    sys.stdout.write(f"{table}\n{arguments.subject}, {kind}, count {count}, size {size}; ")
-    sys.stdout.write(", ".join(f"{key} {value}" for key, value in machine().items()) + "\n")
+    described = ", ".join(f"{key} {value}" for key, value in (asdict(load) | machine()).items())
+    sys.stdout.write(f"{table}\n{arguments.subject}, {kind}; {described}\n")
 
 
 if __name__ == "__main__":

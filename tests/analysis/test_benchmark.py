@@ -10,10 +10,19 @@ import time
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
-from crbp_d2.analysis.benchmark import SUBJECTS, build_step, interleave, markdown, resident_bytes
+from crbp_d2.analysis.benchmark import (
+    SUBJECTS,
+    Load,
+    build_step,
+    interleave,
+    markdown,
+    resident_bytes,
+)
 from crbp_d2.analysis.benchmark.measure import peak_bytes
-from tests.modeling.conftest import CONFIGS
+from crbp_d2.analysis.benchmark.subjects import panoptic_model
+from tests.modeling.conftest import CONFIGS, load_config  # noqa: F401  a fixture
 
 TOOL = CONFIGS.parent / "tools" / "benchmark.py"
 
@@ -70,14 +79,28 @@ def test_every_variant_builds_and_runs(name, train):
         if name == "pathfinder":
             small = (*small, "CRBP.KERNEL_SIZE", 3)
         tiny = type(variant)(variant.label, variant.config, small)
-        build_step(subject, tiny, CONFIGS, count=1, size=16, train=train)()
+        build_step(subject, tiny, CONFIGS, Load(1, 16), train=train)()
 
 
 @pytest.mark.parametrize("train", [True, False])
 def test_whole_models_build_and_run(train):
     subject = SUBJECTS["model"]
     for variant in subject.variants[:3]:
-        build_step(subject, variant, CONFIGS, count=1, size=64, train=train)()
+        build_step(subject, variant, CONFIGS, Load(1, 64, regions=3), train=train)()
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_mask_head_of_a_whole_model_gets_as_many_regions_as_asked_for(
+    train,
+    load_config,  # noqa: F811
+):
+    model, run = panoptic_model(load_config("R50_FPN_1x.yaml"), Load(2, 128, regions=5))
+    seen = []
+    head = model.train(train).roi_heads.mask_head
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    with EventStorage(), torch.set_grad_enabled(train):
+        run()
+    assert seen == [10]
 
 
 def test_one_command_prints_a_table_and_writes_the_numbers(tmp_path):

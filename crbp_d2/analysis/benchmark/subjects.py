@@ -26,8 +26,6 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.engine import read_config
 
 Losses = dict[str, Tensor]
-BOXES = 8
-"""Instances of each image of the whole model."""
 CHANNELS, RESOLUTION = 256, 14
 """Of RoI features, as in Detectron2's models."""
 
@@ -48,25 +46,37 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Load:
+    """How much work one step is.
+
+    Attributes:
+        count: RoIs of the mask head alone, else images.
+        size: of the images, pixels; without meaning for the head alone.
+        regions: RoIs that the mask head of a whole model gets from each image.
+    """
+
+    count: int
+    size: int
+    regions: int = 32
+
+
+@dataclass(frozen=True)
 class Subject:
     """What is measured, and by which variants; the first is what the others are compared with.
 
     Attributes:
-        build: model and a function that gives its losses (training) or predictions, for a
-            config, a count (RoIs or images) and a size (pixels).
-        count: RoIs or images by default.
-        size: of the images by default; without meaning for the head alone.
+        build: model and a function that gives its losses (training) or predictions.
+        load: by default.
         variants: in the order of the table.
     """
 
-    build: Callable[[CfgNode, int, int], tuple[nn.Module, Callable[[], Losses | None]]]
-    count: int
-    size: int
+    build: Callable[[CfgNode, Load], tuple[nn.Module, Callable[[], Losses | None]]]
+    load: Load
     variants: tuple[Variant, ...]
 
 
 def build_step(
-    subject: Subject, variant: Variant, configs: Path, *, count: int, size: int, train: bool
+    subject: Subject, variant: Variant, configs: Path, load: Load, *, train: bool
 ) -> Callable[[], None]:
     """One training step, or one prediction, of a variant.
 
@@ -74,7 +84,7 @@ def build_step(
         subject: of `SUBJECTS`.
         variant: to build.
         configs: the folder of the config files.
-        count, size: see `Subject`.
+        load: how much.
         train: a training step; else a prediction.
 
     Raises:
@@ -84,7 +94,7 @@ def build_step(
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(0)
-    model, run = subject.build(cfg, count, size)
+    model, run = subject.build(cfg, load)
     model.to(cfg.MODEL.DEVICE).train(train)
     if not train:
 
@@ -108,12 +118,12 @@ def build_step(
     return learn
 
 
-def mask_head(cfg: CfgNode, count: int, size: int) -> tuple[nn.Module, Callable[[], Any]]:
+def mask_head(cfg: CfgNode, load: Load) -> tuple[nn.Module, Callable[[], Any]]:
     """The mask head on `(R, 256, 14, 14)` features."""
     head = build_mask_head(cfg, ShapeSpec(channels=CHANNELS, height=RESOLUTION, width=RESOLUTION))
     device = cfg.MODEL.DEVICE
-    features = torch.rand(count, CHANNELS, RESOLUTION, RESOLUTION, device=device)
-    truth = _instances(count, 128, cfg.MODEL.ROI_HEADS.NUM_CLASSES).to(device)
+    features = torch.rand(load.count, CHANNELS, RESOLUTION, RESOLUTION, device=device)
+    truth = _instances(load.count, 128, cfg.MODEL.ROI_HEADS.NUM_CLASSES).to(device)
     truth.proposal_boxes = truth.gt_boxes
 
     def run() -> Any:
@@ -126,28 +136,46 @@ def mask_head(cfg: CfgNode, count: int, size: int) -> tuple[nn.Module, Callable[
     return head, run
 
 
-def contour_model(cfg: CfgNode, count: int, size: int) -> tuple[nn.Module, Callable[[], Any]]:
+def contour_model(cfg: CfgNode, load: Load) -> tuple[nn.Module, Callable[[], Any]]:
     """The whole contour model on N grey images."""
     model = build_model(cfg)
-    images = torch.randint(256, (count, 1, size, size), dtype=torch.uint8)
-    masks = (torch.rand(count, size, size) < 0.05).long()
+    shape = (load.size, load.size)
+    images = torch.randint(256, (load.count, 1, *shape), dtype=torch.uint8)
+    masks = (torch.rand(load.count, *shape) < 0.05).long()
     records = [{"image": i, "sem_seg": m} for i, m in zip(images, masks, strict=True)]
     return model, lambda: model(records)
 
 
-def panoptic_model(cfg: CfgNode, count: int, size: int) -> tuple[nn.Module, Callable[[], Any]]:
-    """The whole panoptic model on N photographs with `BOXES` instances each."""
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+def panoptic_model(cfg: CfgNode, load: Load) -> tuple[nn.Module, Callable[[], Any]]:
+    """The whole panoptic model on N photographs.
+
+    Its mask head gets as many RoIs as asked for, whatever the random weights are: in training the
+    true boxes and no other proposal, else the anchors that are left by the suppression of
+    overlapping ones.
+    """
+    size = load.size
+    cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.999]
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.5
+    cfg.TEST.DETECTIONS_PER_IMAGE = load.regions
     model = build_model(cfg)
+    predictor = model.roi_heads.box_predictor
+    with torch.no_grad():
+        for layer in (
+            model.proposal_generator.rpn_head.anchor_deltas,
+            predictor.bbox_pred,
+            predictor.cls_score,
+        ):
+            layer.weight.zero_()
+        predictor.cls_score.bias[0] = 10.0
     records = [
         {
             "image": torch.randint(256, (3, size, size), dtype=torch.uint8),
-            "instances": _instances(BOXES, size, cfg.MODEL.ROI_HEADS.NUM_CLASSES),
+            "instances": _instances(load.regions, size, cfg.MODEL.ROI_HEADS.NUM_CLASSES),
             "sem_seg": torch.randint(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (size, size)),
             "height": size,
             "width": size,
         }
-        for _ in range(count)
+        for _ in range(load.count)
     ]
     return model, lambda: model(records)
 
@@ -207,14 +235,12 @@ _PANOPTIC = (
 SUBJECTS: Mapping[str, Subject] = {
     "head": Subject(
         mask_head,
-        count=8,
-        size=RESOLUTION,
+        Load(count=8, size=RESOLUTION),
         variants=_PANOPTIC,
     ),
     "pathfinder": Subject(
         contour_model,
-        count=2,
-        size=64,
+        Load(count=2, size=64),
         variants=(
             Variant("feed-forward", "pathfinder/feedforward_14.yaml"),
             *_recurrent(
@@ -224,8 +250,7 @@ SUBJECTS: Mapping[str, Subject] = {
     ),
     "model": Subject(
         panoptic_model,
-        count=1,
-        size=320,
+        Load(count=1, size=320),
         variants=_PANOPTIC,
     ),
 }
