@@ -1,0 +1,104 @@
+"""Every lever against the plain path: state, penalty and all gradients of one learning step.
+
+The circuits settle within the steps, so that ways of solving that differ come to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from crbp_d2.core import HGRUCell, LipschitzCoefficientPenalty, MaskHGRUCell, Recurrence
+from tests.core.circuits import flatten
+
+PLAIN = {"steps": 60, "neumann_terms": 60, "neumann_tolerance": 0.0}
+ANDERSON = {"steps": 30, "neumann_terms": 20, "neumann_tolerance": 0.0, "memory": 8}
+SINGLE, DOUBLE = torch.float32, torch.float64
+
+
+def mask_hgru(convolution: str) -> nn.Module:
+    assert convolution == "direct"
+    cell = MaskHGRUCell(channels=8, chrono_steps=2)
+    nn.init.constant_(cell.recurrent_gate.bias, 2.0)
+    return cell
+
+
+def hgru(convolution: str) -> nn.Module:
+    cell = HGRUCell(
+        channels=3,
+        kernel_size=9,
+        norm="IN",
+        norm_scale=0.1,
+        chrono_steps=2,
+        convolution=convolution,
+    )
+    nn.init.constant_(cell.recurrent_gate.bias, 2.0)
+    return cell
+
+
+CELLS: dict[str, tuple[Callable[[str], nn.Module], int]] = {
+    "mask_hgru": (mask_hgru, 8),
+    "hgru": (hgru, 3),
+}
+# Name -> convolution, options, penalty on some samples; greatest relative difference by precision.
+LEVERS: dict[str, tuple[str, dict[str, Any], int | None, dict[torch.dtype, float]]] = {
+    "chunks": ("direct", PLAIN | {"chunk_samples": 2}, None, {SINGLE: 1e-4, DOUBLE: 1e-12}),
+    "Fourier domain": ("fft", PLAIN, None, {SINGLE: 1e-4, DOUBLE: 1e-10}),
+    "Anderson, adjoint": (
+        "direct",
+        PLAIN | {"neumann_terms": 20, "acceleration": "anderson", "memory": 8},
+        None,
+        {SINGLE: 1e-3, DOUBLE: 1e-5},
+    ),
+    "Anderson": (
+        "direct",
+        ANDERSON | {"acceleration": "anderson", "forward_acceleration": "anderson"},
+        None,
+        {SINGLE: 1e-3, DOUBLE: 1e-5},
+    ),
+    "bfloat16": ("direct", PLAIN | {"solve_precision": "bf16"}, None, {SINGLE: 1e-2, DOUBLE: 0.0}),
+    "penalty on all of some": ("direct", PLAIN, 3, {SINGLE: 0.0, DOUBLE: 0.0}),
+}
+
+
+def learn(name: str, dtype: torch.dtype, convolution: str, options, max_samples=None):
+    """State, penalty, and the gradients into drive and weights."""
+    build, channels = CELLS[name]
+    torch.manual_seed(1)
+    cell = build(convolution).to(dtype)
+    drive = torch.rand(3, channels, 10, 10).to(dtype).requires_grad_()
+    penalty = LipschitzCoefficientPenalty(weight=1.0, bound=0.0, max_samples=max_samples)
+    result = Recurrence(cell, algorithm="crbp", penalties=(penalty,), **options)(drive)
+    state = flatten(result.state)
+    weights = torch.linspace(-1, 1, state.numel(), dtype=dtype)
+    loss = state @ weights + result.penalties["lcp"]
+    gradients = torch.autograd.grad(loss, [drive, *cell.parameters()])
+    assert float(result.diagnostics.residual.max()) < 1e-3
+    return [state, result.penalties["lcp"], *gradients]
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE])
+@pytest.mark.parametrize(
+    ("lever", "name"),
+    [(lever, name) for lever in LEVERS for name in CELLS if (lever, name) != (
+        "Fourier domain", "mask_hgru")],
+)  # fmt: skip
+def test_a_lever_changes_no_more_than_it_may(lever, name, dtype):
+    convolution, options, samples, allowed = LEVERS[lever]
+    plain = learn(name, dtype, "direct", PLAIN)
+    found = learn(name, dtype, convolution, options, samples)
+    if lever == "bfloat16":
+        # It is held to a hundredth of the whole gradient: small parts of it differ by more.
+        plain, found = (
+            [*values[:2], torch.cat([value.reshape(-1) for value in values[2:]])]
+            for values in (plain, found)
+        )
+    size = max(float(value.norm()) for value in plain[2:])
+    for near, exact in zip(found, plain, strict=True):
+        # Weights whose gradient is nearly zero are held against the largest one.
+        scale = max(float(exact.norm()), 1e-3 * size)
+        assert float((near - exact).norm()) <= allowed[dtype] * scale
