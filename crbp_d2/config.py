@@ -164,3 +164,10 @@ def add_crbp_config(cfg: CfgNode) -> None:
     node.DATASETS_FILE = ""
     # Prediction pictures to draw from the first test set after training or evaluation.
     node.PICTURES = 8
+
+    cfg.register_renamed_key(
+        "CRBP.EXTRA_STEPS",
+        "CRBP.STEPS_SPREAD",
+        message="which draws on both sides of STEPS. EXTRA_STEPS 8 with STEPS 16 is STEPS_SPREAD 4 "
+        "with STEPS 20",
+    )

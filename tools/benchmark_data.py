@@ -15,6 +15,8 @@ import statistics
 import sys
 import time
 
+import cv2
+import torch
 from tqdm import tqdm
 
 from crbp_d2.analysis.benchmark.measure import machine
@@ -39,6 +41,9 @@ def main() -> None:
             arguments.config_file, [*arguments.opts, "DATALOADER.NUM_WORKERS", 0, "SEED", 1]
         )
         prepare(cfg, eval_only=False)
+        # What a worker process has.
+        cv2.setNumThreads(0)
+        torch.set_num_threads(1)
         batches = iter(build_train_loader(cfg))
         next(batches)
     except (ValueError, KeyError) as error:

@@ -11,7 +11,6 @@ examples:
 """
 
 import argparse
-import platform
 import sys
 from collections.abc import Iterator
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from crbp_d2.analysis.benchmark.measure import machine
 from crbp_d2.analysis.estimators import compare, markdown, trained_setting
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import HGRUCell, MaskHGRUCell
@@ -88,11 +88,11 @@ def print_table(title: str, cell: nn.Module, drive: Tensor, arguments: argparse.
             progress=report,
         )
     sys.stdout.write(f"\n**{title}**\n\n" + "\n".join(markdown(rows)) + "\n\n")
+    made_on = ", ".join(f"{key} {value}" for key, value in machine().items())
     weights = "Trained weights, test images" if arguments.run else "Random weights and drive"
     sys.stdout.write(
         f"{weights}, seed {arguments.seed}; T = {arguments.steps}; residual of the state taken as "
-        f"the equilibrium {residual:.1e}; torch {torch.__version__}, {torch.get_num_threads()} "
-        f"threads, {platform.machine()}.\n\n"
+        f"the equilibrium {residual:.1e}; {made_on}.\n\n"
     )
     sys.stdout.flush()
 

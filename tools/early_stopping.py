@@ -38,7 +38,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="images (default: 1)")
     parser.add_argument("--output", type=Path, help="folder (default: that of the run)")
     arguments = parser.parse_intermixed_args()
-    if min(arguments.batch_size, arguments.batches or 1) < 1:
+    batches = 1 if arguments.batches is None else arguments.batches
+    if min(arguments.batch_size, batches) < 1:
         parser.error("--batches and --batch-size must be at least 1")
     try:
         run = load_run(arguments.run, arguments.opts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from crbp_d2.analysis.memory import bytes_saved_by
 from crbp_d2.analysis.observed import observe_circuit
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.runs import Run
+from crbp_d2.analysis.timing import seconds_of
 from crbp_d2.core import ConfigurationError, Recurrence
 from crbp_d2.core.state import to_parts
 from crbp_d2.data import build_test_loader
@@ -52,7 +52,6 @@ CONTENDERS = (
     Contender("rbp, 15 terms", "rbp", {"neumann_terms": 15}),
     Contender("rbp, 15 terms, norm cap 1", "rbp", {"neumann_terms": 15, "norm_cap": 1.0}),
     Contender("crbp, 15 terms", "crbp", {"neumann_terms": 15}),
-    Contender("crbp, 15 terms, chunks of 1", "crbp", {"neumann_terms": 15, "chunk_samples": 1}),
     Contender("rbp, 15 terms, bf16", "rbp", {"neumann_terms": 15, "solve_precision": "bf16"}),
     Contender(
         "rbp, Anderson 12/7",
@@ -200,12 +199,14 @@ def saved_bytes(recurrence: Recurrence, drive: Tensor) -> int:
 
 def seconds(recurrence: Recurrence, drive: Tensor, weights: Tensor) -> float:
     """Wall time of one forward and backward pass, penalties included."""
-    recurrence.zero_grad()
-    begin = time.perf_counter()
-    result = recurrence(drive)
-    loss = (to_parts(result.state)[0] * weights).sum() + sum(result.penalties.values())
-    loss.backward()
-    return time.perf_counter() - begin
+
+    def run() -> None:
+        recurrence.zero_grad()
+        result = recurrence(drive)
+        loss = (to_parts(result.state)[0] * weights).sum() + sum(result.penalties.values())
+        loss.backward()
+
+    return seconds_of(run)
 
 
 def markdown(rows: Sequence[Row]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from crbp_d2.analysis.outputs import Batch, find_recurrence
 from crbp_d2.analysis.steps import fresh_copy, scores_of
+from crbp_d2.analysis.timing import seconds_of
 from crbp_d2.core import RecurrenceResult
 
 
@@ -47,7 +47,8 @@ def evaluate_tolerances(
     Args:
         model: with one recurrence, in evaluation mode; left as it was.
         batches: mapped records.
-        tolerances: above 0; all steps are run besides.
+        tolerances: above 0, or 0 for all steps, which are run in any case; repeated ones count
+            once.
         evaluators: of `crbp_d2.analysis.steps.step_evaluators`.
 
     Returns:
@@ -59,7 +60,10 @@ def evaluate_tolerances(
     """
     recurrence = find_recurrence(model)
     usual = recurrence.test_tolerance
-    wanted = [0.0, *tolerances]
+    wanted = list(dict.fromkeys([0.0, *tolerances]))
+    for tolerance in wanted[1:]:
+        # Refused here if it can't work, and not after the first batch.
+        recurrence.set_test_tolerance(tolerance)
     of_each = {t: DatasetEvaluators([fresh_copy(one) for one in evaluators]) for t in wanted}
     seconds: dict[float, list[float]] = {tolerance: [] for tolerance in wanted}
     taken: dict[float, list[Tensor]] = {tolerance: [] for tolerance in wanted}
@@ -73,10 +77,13 @@ def evaluate_tolerances(
         for batch in batches:
             for current in wanted:
                 recurrence.set_test_tolerance(current or None)
-                begin = _now()
-                with torch.no_grad():
-                    outputs = model(batch)
-                seconds[current].append(_now() - begin)
+                outputs: list[Any] = []
+
+                def predict(batch: Batch = batch, outputs: list[Any] = outputs) -> None:
+                    with torch.no_grad():
+                        outputs.extend(model(batch))
+
+                seconds[current].append(seconds_of(predict))
                 of_each[current].process(batch, outputs)
     finally:
         handle.remove()
@@ -111,9 +118,3 @@ def markdown(found: Sequence[Stopped]) -> Iterator[str]:
             *(f"{value:.{digits}f}" for value in one.scores.values()),
         ]
         yield "| " + " | ".join(cells) + " |"
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

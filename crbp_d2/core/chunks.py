@@ -9,7 +9,7 @@ one more value of each penalty, whatever the number of steps.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from crbp_d2.core.checks import refuse_coupled_samples
 from crbp_d2.core.diagnostics import AdjointReport, Diagnostics
 from crbp_d2.core.errors import ConfigurationError
+from crbp_d2.core.penalties import Penalty
 from crbp_d2.core.state import Parts
 from crbp_d2.core.unrolled import Estimator
 
@@ -40,47 +41,45 @@ class Recorded:
     diagnostics: Diagnostics
 
 
+Record: TypeAlias = Callable[[slice, Parts, Parts], Recorded]
+"""`record(samples, drives, before)`: the last step of some samples, with gradients into `drives`;
+the same at every call but for random numbers."""
+
+
 @dataclass(frozen=True)
-class Chunk:
-    """Samples that are computed together.
+class Share:
+    """What the samples of a chunk stand for.
 
     Attributes:
-        samples: their positions.
-        record: the last step once more, for their drives; the same at every call but for random
-            numbers.
+        total: number of samples of the whole batch.
+        quotas: name of a penalty -> over how many samples of the chunk it is taken.
     """
 
-    samples: slice
-    record: Callable[[Parts], Recorded]
+    total: int
+    quotas: Mapping[str, int]
 
 
 def require_chunks(
-    size: int | None, estimator: Estimator, *, early: bool, on_nonfinite: str
+    size: int | None, cell: nn.Module, estimator: Estimator, *, early: bool, on_nonfinite: str
 ) -> None:
-    """Chunks need an estimator that records the last step alone.
+    """Chunks need an estimator that treats samples one by one, from the state before the last step.
 
     Raises:
-        ConfigurationError: it doesn't, or another option does not go with chunks.
+        ConfigurationError: it doesn't, or another option or the cell does not go with chunks.
     """
     if size is None:
         return
     reasons = {
         f"chunk_samples must be at least 1, or None, got {size}": size < 1,
-        "chunk_samples needs an algorithm that records the last step alone: crbp, rbp, jfb or "
-        "implicit": not estimator.records_last_step_alone,
+        "chunk_samples needs an algorithm that records the last step alone, crbp, rbp, jfb or "
+        "implicit, and no norm_cap, which is one for the whole batch": not estimator.separable,
         "chunk_samples does not go with early_from, which records an earlier step, too": early,
         "chunk_samples does not go with on_nonfinite skip; use raise": on_nonfinite != "raise",
     }
     for reason, applies in reasons.items():
         if applies:
             raise ConfigurationError(reason, option="chunk_samples")
-
-
-def chunks_of(count: int, size: int) -> list[slice]:
-    """Positions `0..count-1` in runs of at most `size`, of nearly equal length."""
-    number = -(-count // size)
-    edges = [count * i // number for i in range(number + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+    refuse_coupled_chunks(cell)
 
 
 def refuse_coupled_chunks(cell: nn.Module) -> None:
@@ -92,27 +91,53 @@ def refuse_coupled_chunks(cell: nn.Module) -> None:
     refuse_coupled_samples(cell, "chunk_samples computes a batch in parts")
 
 
+def chunks_of(count: int, size: int) -> list[slice]:
+    """Positions `0..count-1` in runs of at most `size`, of nearly equal length; one without any."""
+    number = max(-(-count // size), 1)
+    edges = [count * i // number for i in range(number + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def shares_of(chunks: Sequence[slice], penalties: Sequence[Penalty]) -> dict[int, Share]:
+    """The share of each chunk, by its first position. Where a penalty is taken over some samples
+    only, these are drawn from the whole batch."""
+    total = chunks[-1].stop
+    quotas: list[dict[str, int]] = [{} for _ in chunks]
+    # On the CPU, as reading it from a GPU would wait for all that runs there.
+    for penalty in penalties:
+        drawn = torch.randperm(total, device="cpu")[: penalty.max_samples]
+        for chunk, quota in zip(chunks, quotas, strict=True):
+            quota[penalty.name] = int(((drawn >= chunk.start) & (drawn < chunk.stop)).sum())
+    return {chunk.start: Share(total, quota) for chunk, quota in zip(chunks, quotas, strict=True)}
+
+
 def record_in_chunks(
-    chunks: Sequence[Chunk], drives: Parts, parameters: Sequence[Tensor]
+    chunks: Sequence[slice],
+    record: Record,
+    drives: Parts,
+    before: Parts,
+    parameters: Sequence[Tensor],
 ) -> Recorded:
     """The last step of all samples.
 
     Args:
         chunks: that make up the batch, in its order; at least one.
+        record: see `Record`.
         drives: of all samples; gradients flow into them.
+        before: the state before the last step, of all samples.
         parameters: of the cell; gradients flow into those that require them.
 
     Returns:
         Of all samples; the penalties are the sums over the chunks.
     """
-    shape = _Shape()
-    found = _RecordInChunks.apply(chunks, len(drives), shape, *drives, *parameters)
-    names = list(shape.diagnostics.penalties)
-    penalties = found[len(found) - len(names) :]
+    kept = _Kept()
+    tensors = (*drives, *before, *parameters)
+    found = _RecordInChunks.apply(chunks, record, kept, len(drives), len(before), *tensors)
+    names = list(kept.diagnostics.penalties)
     return Recorded(
-        state=found[: len(found) - len(names)],
-        penalties=dict(zip(names, penalties, strict=True)),
-        diagnostics=shape.diagnostics,
+        state=found[: len(before)],
+        penalties=dict(zip(names, found[len(before) :], strict=True)),
+        diagnostics=kept.diagnostics,
     )
 
 
@@ -125,7 +150,6 @@ def merge(diagnostics: Sequence[Diagnostics]) -> Diagnostics:
             name: torch.stack([one.penalties[name] for one in diagnostics]).sum()
             for name in diagnostics[0].penalties
         },
-        skipped_samples=sum(one.skipped_samples for one in diagnostics),
     )
 
 
@@ -136,7 +160,7 @@ def _merge_reports(reports: Sequence[AdjointReport], into: AdjointReport) -> Non
             setattr(into, field.name, torch.cat(values))
 
 
-class _Shape:
+class _Kept:
     """Where the forward pass leaves what is no tensor."""
 
     diagnostics: Diagnostics
@@ -148,83 +172,104 @@ class _RecordInChunks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, chunks: Sequence[Chunk], count: int, shape: _Shape, *tensors: Tensor
+        ctx: Any,
+        chunks: Sequence[slice],
+        record: Record,
+        kept: _Kept,
+        drives: int,
+        parts: int,
+        *tensors: Tensor,
     ) -> Parts:
-        drives = tensors[:count]
-        device = drives[0].device
-        ctx.chunks, ctx.count, ctx.device = chunks, count, device
+        device = tensors[0].device
+        ctx.chunks, ctx.record, ctx.device = chunks, record, device
+        ctx.drives, ctx.parts = drives, parts
         ctx.autocast = (
             torch.is_autocast_enabled(device.type),
             torch.get_autocast_dtype(device.type),
         )
         ctx.random = []
         ctx.save_for_backward(*tensors)
-        recorded = []
-        for chunk in chunks:
+        states, penalties, diagnostics = [], [], []
+        for samples in chunks:
             ctx.random.append(_random_state(device))
+            some = tuple(tensor[samples].detach() for tensor in tensors[: drives + parts])
             with torch.enable_grad():
-                one = chunk.record(tuple(x[chunk.samples].detach() for x in drives))
-            recorded.append(
-                Recorded(
-                    tuple(part.detach() for part in one.state),
-                    {name: value.detach() for name, value in one.penalties.items()},
-                    one.diagnostics,
-                )
-            )
-        shape.diagnostics = ctx.diagnostics = merge([one.diagnostics for one in recorded])
-        states = (torch.cat(parts) for parts in zip(*(one.state for one in recorded), strict=True))
-        penalties = (
-            torch.stack([one.penalties[name] for one in recorded]).sum()
-            for name in recorded[0].penalties
+                one = record(samples, some[:drives], some[drives:])
+            states.append(tuple(part.detach() for part in one.state))
+            penalties.append({name: value.detach() for name, value in one.penalties.items()})
+            diagnostics.append(one.diagnostics)
+            # Its graph, before the next one is built.
+            del one
+        kept.diagnostics = ctx.diagnostics = merge(diagnostics)
+        return (
+            *(torch.cat(pieces) for pieces in zip(*states, strict=True)),
+            *(torch.stack([one[name] for one in penalties]).sum() for name in penalties[0]),
         )
-        return (*states, *penalties)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        drives, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        wanted = ctx.needs_input_grad[3:]
+        parameters = ctx.saved_tensors[ctx.drives + ctx.parts :]
+        wanted = ctx.needs_input_grad[5:]
+        drives = ctx.saved_tensors[: ctx.drives]
         of_drives = [
-            torch.zeros_like(x) if needs else None for x, needs in zip(drives, wanted, strict=False)
+            torch.zeros_like(drive) if needs else None
+            for drive, needs in zip(drives, wanted, strict=False)
         ]
-        learned = [p for p, needs in zip(parameters, wanted[ctx.count :], strict=True) if needs]
+        learned = [
+            parameter
+            for parameter, needs in zip(parameters, wanted[ctx.drives + ctx.parts :], strict=True)
+            if needs
+        ]
         totals: list[Tensor] = [torch.zeros_like(parameter) for parameter in learned]
         reports = []
-        enabled, dtype = ctx.autocast
-        for chunk, state in zip(ctx.chunks, ctx.random, strict=True):
-            with (
-                torch.enable_grad(),
-                _random_numbers(ctx.device, state),
-                torch.autocast(ctx.device.type, dtype=dtype, enabled=enabled),
-            ):
-                leaves = tuple(
-                    x[chunk.samples].detach().requires_grad_(needs)
-                    for x, needs in zip(drives, wanted, strict=False)
-                )
-                one = chunk.record(leaves)
-            outputs = (*one.state, *one.penalties.values())
-            parts = len(one.state)
-            cotangents = (*(g[chunk.samples] for g in incoming[:parts]), *incoming[parts:])
-            pairs = [(o, g) for o, g in zip(outputs, cotangents, strict=True) if o.requires_grad]
-            inputs = [leaf for leaf in leaves if leaf.requires_grad] + learned
-            found = torch.autograd.grad(
-                [output for output, _ in pairs],
-                inputs,
-                [gradient for _, gradient in pairs],
-                allow_unused=True,
-            )
-            reports.append(one.diagnostics.adjoint)
-            gradients = iter(found)
+        for samples, random in zip(ctx.chunks, ctx.random, strict=True):
+            report, found = _gradients(ctx, samples, random, learned, incoming)
+            reports.append(report)
             for total in of_drives:
-                if total is not None and (gradient := next(gradients)) is not None:
-                    total[chunk.samples] = gradient
-            for total, gradient in zip(totals, gradients, strict=True):
+                if total is not None and (gradient := next(found)) is not None:
+                    total[samples] = gradient
+            for total, gradient in zip(totals, found, strict=True):
                 if gradient is not None:
                     total += gradient
         _merge_reports(reports, ctx.diagnostics.adjoint)
         remaining = iter(totals)
-        of_parameters = (next(remaining) if needs else None for needs in wanted[ctx.count :])
-        return (None, None, None, *of_drives, *of_parameters)
+        of_parameters = (
+            next(remaining) if needs else None for needs in wanted[ctx.drives + ctx.parts :]
+        )
+        nothing = (None,) * ctx.parts
+        return (None, None, None, None, None, *of_drives, *nothing, *of_parameters)
+
+
+def _gradients(
+    ctx: Any,
+    samples: slice,
+    random: RandomState,
+    learned: Sequence[Tensor],
+    incoming: Sequence[Tensor],
+) -> tuple[AdjointReport, Iterator[Tensor | None]]:
+    """Into those drives that want one, then into the learned parameters, of one chunk."""
+    enabled, dtype = ctx.autocast
+    tensors = [tensor[samples].detach() for tensor in ctx.saved_tensors[: ctx.drives + ctx.parts]]
+    for tensor, needs in zip(tensors[: ctx.drives], ctx.needs_input_grad[5:], strict=False):
+        tensor.requires_grad_(needs)
+    drives, before = tuple(tensors[: ctx.drives]), tuple(tensors[ctx.drives :])
+    with (
+        torch.enable_grad(),
+        _random_numbers(ctx.device, random),
+        torch.autocast(ctx.device.type, dtype=dtype, enabled=enabled),
+    ):
+        one = ctx.record(samples, drives, before)
+    outputs = (*one.state, *one.penalties.values())
+    cotangents = (*(g[samples] for g in incoming[: ctx.parts]), *incoming[ctx.parts :])
+    pairs = [(o, g) for o, g in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    found = torch.autograd.grad(
+        [output for output, _ in pairs],
+        [*(drive for drive in drives if drive.requires_grad), *learned],
+        [gradient for _, gradient in pairs],
+        allow_unused=True,
+    )
+    return one.diagnostics.adjoint, iter(found)
 
 
 RandomState: TypeAlias = tuple[Tensor, Tensor | None]

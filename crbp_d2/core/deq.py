@@ -60,6 +60,11 @@ class DeepEquilibrium:
         """See `Estimator.plain_steps`: a solver's evaluations are none."""
         return False
 
+    @property
+    def separable(self) -> bool:
+        """Its solver stops when all samples have settled."""
+        return False
+
     def check(self, steps: int, tolerance: float | None) -> None:
         """At least 4 steps, torchdeq installed, and no tolerance but its own."""
         if steps < 4:

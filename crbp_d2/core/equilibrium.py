@@ -33,8 +33,8 @@ class LastStepRecorded(PlainSteps):
     """What the estimators of this module share."""
 
     @property
-    def records_last_step_alone(self) -> bool:
-        """See `Estimator.records_last_step_alone`."""
+    def separable(self) -> bool:
+        """See `Estimator.separable`."""
         return True
 
 
@@ -87,6 +87,11 @@ class RecurrentBackPropagation(LastStepRecorded):
     def plain_steps(self) -> bool:
         """Not with an accelerated forward pass."""
         return self.forward_acceleration == "none"
+
+    @property
+    def separable(self) -> bool:
+        """The norm cap is one for the whole batch."""
+        return self.norm_cap is None
 
     def check(self, steps: int, tolerance: float | None) -> None:
         """Any number of steps; a tolerance for plain steps only."""

@@ -24,18 +24,19 @@ from crbp_d2.core.checks import (
     require_tolerance,
 )
 from crbp_d2.core.chunks import (
-    Chunk,
     Recorded,
+    Share,
     chunks_of,
     merge,
     record_in_chunks,
     refuse_coupled_chunks,
     require_chunks,
+    shares_of,
 )
 from crbp_d2.core.circuit import Cell, Circuit
 from crbp_d2.core.diagnostics import Diagnostics, relative_residual
 from crbp_d2.core.early import EarlyStep, require_early
-from crbp_d2.core.errors import ConfigurationError, choices
+from crbp_d2.core.errors import ConfigurationError, NonFiniteError, choices
 from crbp_d2.core.estimators import ESTIMATORS, build_estimator
 from crbp_d2.core.forward import Observer
 from crbp_d2.core.guard import (
@@ -133,7 +134,8 @@ class Recurrence(nn.Module):
             and `deq`.
         chunk_samples: compute at most this many samples at a time, so that memory does not grow
             with the batch but for its drives and states; costs one more step. For `rbp`, `crbp`,
-            `jfb` and `implicit`. A run that is observed is not cut. `None` for all at once.
+            `jfb` and `implicit`, without `norm_cap`. A run that is observed is not cut. `None` for
+            all at once.
         options: options of the estimator, such as `neumann_terms`.
 
     Raises:
@@ -187,6 +189,7 @@ class Recurrence(nn.Module):
         require_policy(on_nonfinite)
         require_chunks(
             chunk_samples,
+            cell,
             self.estimator,
             early=early_from is not None,
             on_nonfinite=on_nonfinite,
@@ -266,7 +269,9 @@ class Recurrence(nn.Module):
             slices = chunks_of(len(start[0]), self.chunk_samples)
             if len(slices) > 1:
                 return self._run_in_chunks(slices, drive, template, iteration, steps, recorded)
-        return self._run(drive, template, iteration, steps, recorded, observe)
+        return self._run(
+            drive, template, iteration, steps, recorded, observe, penalised=self.training
+        )
 
     def _run(
         self,
@@ -277,9 +282,10 @@ class Recurrence(nn.Module):
         recorded: bool,
         observe: Observer | None = None,
         *,
-        share: float = 1.0,
+        penalised: bool = False,
+        share: Share | None = None,
     ) -> RecurrenceResult:
-        """All samples at once, `share` of those that penalties are taken over."""
+        """All samples at once; `share` says what they stand for if they are not the whole batch."""
         start = to_parts(template)
         tolerance = self._tolerance()
         circuit = self._circuit(drive, template)
@@ -322,7 +328,7 @@ class Recurrence(nn.Module):
             if not self._checked:
                 check_dependence(self.cell, unrolled)
                 self._checked = True
-            if self.training:
+            if penalised:
                 usable = None if all_finite else finite.nonzero().flatten()
                 self._penalise(circuit, unrolled, usable, result, iteration, share)
             if early is not None:
@@ -333,7 +339,7 @@ class Recurrence(nn.Module):
 
     def _run_in_chunks(
         self,
-        slices: Sequence[slice],
+        chunks: Sequence[slice],
         drive: Drive,
         template: State,
         iteration: float,
@@ -344,7 +350,7 @@ class Recurrence(nn.Module):
         drives, start = _tensors(drive), to_parts(template)
 
         def cut(tensors: Parts, samples: slice, like: State | Drive) -> Any:
-            return from_parts(tuple(t[samples] for t in tensors), like)
+            return from_parts(tuple(tensor[samples] for tensor in tensors), like)
 
         if not recorded:
             results = [
@@ -355,40 +361,42 @@ class Recurrence(nn.Module):
                     steps,
                     recorded,
                 )
-                for samples in slices
+                for samples in chunks
             ]
             states = zip(*(to_parts(result.state) for result in results), strict=True)
             return RecurrenceResult(
                 state=from_parts(tuple(torch.cat(parts) for parts in states), template),
                 diagnostics=merge([result.diagnostics for result in results]),
             )
+        run = Run(steps, self._tolerance(), lowered=lowers(self.solve_precision, (*drives, *start)))
+        advanced = []
+        for samples in chunks:
+            begin = tuple(part[samples].detach() for part in start)
+            circuit = self._circuit(cut(drives, samples, drive), from_parts(begin, template))
+            advanced.append(self.estimator.advance(circuit, begin, run))
+            if not bool(finite_samples(advanced[-1][0]).all()):
+                raise explain_non_finite(circuit, begin, steps)
+        before = tuple(torch.cat(pieces) for pieces in zip(*(b for b, _ in advanced), strict=True))
+        taken = torch.cat([count for _, count in advanced])
+        training = self.training
+        shares = shares_of(chunks, self.penalties)
 
-        def prepare(samples: slice) -> Chunk:
-            lowered = lowers(self.solve_precision, (*drives, *start))
-            run = Run(steps, self._tolerance(), lowered=lowered)
-            before: Parts | None = None
-            taken = torch.empty(0)
-
-            def record(some_drives: Parts) -> Recorded:
-                nonlocal before, taken
-                some = from_parts(some_drives, drive)
-                if before is None:
-                    begin = tuple(part[samples].detach() for part in start)
-                    circuit = self._circuit(some, from_parts(begin, template))
-                    before, taken = self.estimator.advance(circuit, begin, run)
-                    if not bool(finite_samples(before).all()):
-                        raise explain_non_finite(circuit, begin, steps)
-                state = from_parts(before, template)
-                share = len(before[0]) / len(start[0])
-                result = self._run(some, state, iteration, 1, True, share=share)
-                # Of the whole run: the guard of the gradient names them.
-                result.diagnostics.steps = taken + 1
-                return Recorded(to_parts(result.state), result.penalties, result.diagnostics)
-
-            return Chunk(samples, record)
+        def record(samples: slice, some_drives: Parts, some_before: Parts) -> Recorded:
+            some = from_parts(some_drives, drive)
+            share = shares[samples.start] if training else None
+            state = from_parts(some_before, template)
+            try:
+                result = self._run(some, state, iteration, 1, True, penalised=training, share=share)
+            except NonFiniteError:
+                begin = tuple(part[samples].detach() for part in start)
+                whole = self._circuit(some, from_parts(begin, template))
+                raise explain_non_finite(whole, begin, steps) from None
+            # Of the whole run: the guard of the gradient names them.
+            result.diagnostics.steps = taken[samples] + 1
+            return Recorded(to_parts(result.state), result.penalties, result.diagnostics)
 
         parameters = list(self.cell.parameters())
-        found = record_in_chunks([prepare(samples) for samples in slices], drives, parameters)
+        found = record_in_chunks(chunks, record, drives, before, parameters)
         return RecurrenceResult(
             state=from_parts(found.state, template),
             penalties=found.penalties,
@@ -448,30 +456,27 @@ class Recurrence(nn.Module):
         usable: Tensor | None,
         result: RecurrenceResult,
         iteration: float,
-        share: float,
+        share: Share | None,
     ) -> None:
-        """Put the penalties into the result, over all samples or those that `usable` indexes, which
-        are `share` of those that the penalties are taken over."""
+        """Put the penalties into the result, over all samples or those that `usable` indexes."""
         for penalty in self.penalties:
             weight = weight_at(penalty.weight, iteration)
             if not weight and isinstance(penalty.weight, WeightSchedule):
                 continue
             before, after, chosen = unrolled.before, unrolled.after, usable
-            factor = share if penalty.reduction == "mean" else 1.0
             samples = len(before[0]) if usable is None else len(usable)
-            most = samples
-            if penalty.max_samples is not None:
-                most = max(round(penalty.max_samples * share), 1)
-            if samples > most:
-                drawn = torch.randperm(samples, device=before[0].device)[:most]
+            total = samples if share is None else share.total
+            most = total if penalty.max_samples is None else min(penalty.max_samples, total)
+            quota = most if share is None else share.quotas[penalty.name]
+            if quota < samples:
+                drawn = torch.randperm(samples, device=before[0].device)[:quota]
                 chosen = drawn if usable is None else usable[drawn]
-                if penalty.reduction == "sum":
-                    factor = samples / most
+            part = quota if penalty.reduction == "mean" else total
             if chosen is not None:
                 before = select_samples(before, chosen)
                 with statistics_kept(self.cell):
                     after = circuit.select(chosen)(before)
-            value = penalty(before, after) * factor
+            value = penalty(before, after) * (part / max(most, 1))
             result.diagnostics.penalties[penalty.name] = value.detach()
             # A constant weight of zero monitors: nothing to differentiate then.
             result.penalties[penalty.name] = weight * (value if weight else value.detach())

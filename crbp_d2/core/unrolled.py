@@ -83,8 +83,9 @@ class Estimator(Protocol):
         ...
 
     @property
-    def records_last_step_alone(self) -> bool:
-        """Whether its gradient depends on the state before the last step, and on nothing before."""
+    def separable(self) -> bool:
+        """Whether a sample's gradient depends on its own state before the last step alone, and not
+        on earlier states or other samples."""
         ...
 
     def check(self, steps: int, tolerance: float | None) -> None:
@@ -124,8 +125,8 @@ class PlainSteps:
         return True
 
     @property
-    def records_last_step_alone(self) -> bool:
-        """See `Estimator.records_last_step_alone`."""
+    def separable(self) -> bool:
+        """See `Estimator.separable`."""
         return False
 
     def check(self, steps: int, tolerance: float | None) -> None:

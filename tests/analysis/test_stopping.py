@@ -31,7 +31,7 @@ def steps_until(factor: float, tolerance: float, most: int) -> int:
 def test_steps_of_a_linear_circuit_are_known_and_its_answer_tends_to_that_of_all_steps():
     model, records = linear_model(0.8, steps=40), images(4)
     batches = [records[:3], records[3:]]
-    found = evaluate_tolerances(model, batches, [0.3, 0.05, 1e-4], EVALUATORS)
+    found = evaluate_tolerances(model, batches, [0.3, 0.0, 0.05, 1e-4, 0.3], EVALUATORS)
     assert [one.tolerance for one in found] == [0.0, 0.3, 0.05, 1e-4]
     expected = [40, *(steps_until(0.8, t, 40) for t in (0.3, 0.05, 1e-4))]
     assert [one.steps for one in found] == expected and len(set(expected)) == 4

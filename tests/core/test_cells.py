@@ -228,3 +228,12 @@ def test_softplus_has_exact_derivatives_of_first_and_second_order():
     rise = 1 / (1 + torch.exp(-x))
     torch.testing.assert_close(first, rise, rtol=1e-12, atol=0)
     torch.testing.assert_close(second, rise * rise.flip(0), rtol=1e-12, atol=1e-15)
+
+
+def test_softplus_goes_with_function_transforms():
+    x = torch.linspace(-5, 5, 12, dtype=torch.float64).reshape(3, 4)
+    torch.testing.assert_close(torch.func.vmap(softplus)(x), softplus(x))
+    slope = torch.func.vmap(torch.func.grad(lambda row: softplus(row).sum()))(x)
+    torch.testing.assert_close(slope, torch.sigmoid(x))
+    _, forward = torch.func.jvp(softplus, (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(forward, torch.sigmoid(x))

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crbp_d2.analysis.memory import bytes_saved_by
 from crbp_d2.core import (
     ConfigurationError,
     HGRUCell,
-    JacobianFrobeniusPenalty,
     LipschitzCoefficientPenalty,
     NonFiniteError,
     Recurrence,
@@ -79,7 +78,7 @@ def test_every_algorithm_that_records_the_last_step_alone_can_be_cut(algorithm):
     [
         {"tolerance": 1e-2},
         {"acceleration": "anderson", "forward_acceleration": "anderson"},
-        {"compile_steps": False, "neumann_tolerance": 1e-2},
+        {"neumann_tolerance": 1e-2},
     ],
 )
 def test_what_changes_the_solve_goes_with_chunks(options):
@@ -131,21 +130,91 @@ def test_the_backward_pass_draws_the_numbers_of_the_forward_pass_and_disturbs_no
     assert len(set(forward)) == 3
 
 
-def test_random_samples_of_a_penalty_are_shared_out_among_the_chunks():
+@pytest.mark.parametrize("size", [1, 4, 7])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_random_samples_of_a_penalty_are_drawn_from_the_whole_batch(size, reduction):
     cell, drive = setting("hgru")
     counts = []
 
     @dataclass(frozen=True)
-    class Counting(JacobianFrobeniusPenalty):
+    class Ones(LipschitzCoefficientPenalty):
+        """Of every sample 1: what comes out says how samples are weighted."""
+
         def __call__(self, before, after):
             counts.append(len(before[0]))
-            return super().__call__(before, after)
+            ones = torch.ones_like(after[0][:, 0, 0, 0]) + 0 * after[0].sum(dim=(1, 2, 3))
+            return ones.sum() / (max(len(ones), 1) if self.reduction == "mean" else 1)
 
-    penalty = Counting(max_samples=3)
+    penalty = Ones(weight=1.0, max_samples=3, reduction=reduction)
     drives = torch.cat([drive, drive]).detach().requires_grad_()
-    Recurrence(cell, algorithm="rbp", penalties=(penalty,), steps=3, chunk_samples=4)(drives)
-    # Ten samples in chunks of 3, 3 and 4.
-    assert counts == [1, 1, 1]
+    options = {"algorithm": "rbp", "penalties": (penalty,), "steps": 3}
+    result = Recurrence(cell, chunk_samples=size, **options)(drives)
+    assert sum(counts) == 3 and len(counts) == -(-10 // size)
+    assert float(result.penalties["lcp"]) == pytest.approx(1 if reduction == "mean" else 10)
+
+
+def test_a_penalty_on_some_samples_differs_from_that_on_all_by_chance_alone():
+    cell, drive = setting("hgru")
+    options = {"algorithm": "rbp", "steps": 3, "chunk_samples": 2}
+    whole = Recurrence(cell, penalties=(LipschitzCoefficientPenalty(bound=0.0),), **options)
+    some = LipschitzCoefficientPenalty(bound=0.0, max_samples=2)
+    drawn = Recurrence(cell, penalties=(some,), **options)
+    values = torch.stack([drawn(drive).penalties["lcp"].detach() for _ in range(200)])
+    expected = float(whole(drive).penalties["lcp"])
+    error = float(values.std()) / 200**0.5
+    assert abs(float(values.mean()) - expected) < 4 * error and error > 0
+
+
+class Dropping(nn.Module):
+    """A cell whose every step draws random numbers, and notes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+        self.drawn: list[Tensor] = []
+
+    def forward(self, drive, state):
+        mask = (torch.rand_like(state) > 0.5).to(state.dtype)
+        self.drawn.append(mask.detach())
+        return torch.tanh(drive + self.weight * mask * state)
+
+
+def test_the_last_step_of_a_random_cell_is_the_same_in_both_passes():
+    cell = Dropping()
+    recurrence = Recurrence(cell, algorithm="jfb", steps=4, chunk_samples=2)
+    drive = torch.rand(4, 6, dtype=torch.float64)
+    recurrence(drive)
+    cell.drawn.clear()
+    result = recurrence(drive)
+    forward = list(cell.drawn)
+    cell.drawn.clear()
+    result.state.sum().backward()
+    # Three steps of either chunk, then the last step of either.
+    assert len(forward) == 8 and len(cell.drawn) == 2
+    for near, exact in zip(cell.drawn, forward[6:], strict=True):
+        assert torch.equal(near, exact)
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_small_batches_work(samples, training):
+    cell, drive = setting("hgru")
+    recurrence = Recurrence(cell, algorithm="crbp", steps=3, chunk_samples=2).train(training)
+    result = recurrence(drive[:samples])
+    (result.state.sum() + sum(result.penalties.values())).backward()
+    assert len(result.state) == samples and torch.isfinite(drive.grad).all()
+
+
+def test_evaluation_mode_between_the_passes_changes_nothing():
+    cell, drive = setting("hgru")
+    gradients = []
+    for switch in (False, True):
+        recurrence = Recurrence(cell, algorithm="crbp", steps=3, chunk_samples=2)
+        result = recurrence(drive)
+        recurrence.train(not switch)
+        loss = result.state.sum() + result.penalties["lcp"]
+        gradients.append(torch.autograd.grad(loss, drive)[0])
+    assert torch.equal(*gradients)
 
 
 def test_outside_training_too():
@@ -175,7 +244,17 @@ def test_memory_does_not_grow_with_the_number_of_samples_but_for_drive_and_state
         return (saved[1] - saved[0]) / (4 * state)
 
     assert growth(None) > 20
-    assert growth(2) <= 2
+    # The drive, the state before the last step, and the last one.
+    assert growth(2) <= 3
+
+    def level(count: int, chunk_samples: int | None) -> float:
+        recurrence = Recurrence(cell, algorithm="crbp", steps=3, chunk_samples=chunk_samples)
+        drive = torch.rand(count, 8, 16, 16)
+        recurrence(drive)
+        return bytes_saved_by(lambda: learn_nothing(recurrence, drive)) / state
+
+    # One graph at a time.
+    assert level(8, 1) - level(1, None) <= 3 * 8
 
 
 def learn_nothing(recurrence, drive) -> None:
@@ -189,6 +268,29 @@ def test_an_observed_run_sees_whole_batches():
     recurrence = Recurrence(cell, algorithm="rbp", steps=3, chunk_samples=2).eval()
     recurrence(drive, observe=lambda step, parts: seen.append((step, len(parts[0]))))
     assert seen == [(1, SAMPLES), (2, SAMPLES), (3, SAMPLES)]
+
+
+class Bursting(nn.Module):
+    """`F(x, h) = x + h^4`, from 2: after some steps beyond what a double holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, drive, state):
+        return drive + self.scale * state**4
+
+
+@pytest.mark.parametrize("steps", [6, 7, 9])
+def test_the_step_that_overflows_is_named_as_of_the_run_at_once(steps):
+    drive = torch.full((4, 3), 2.0, dtype=torch.float64)
+    messages = []
+    for size in (None, 4, 2):
+        recurrence = Recurrence(Bursting(), algorithm="jfb", steps=steps, chunk_samples=size)
+        with pytest.raises(NonFiniteError) as raised:
+            recurrence(drive)
+        messages.append(str(raised.value).replace("2 of 2", "4 of 4"))
+    assert len(set(messages)) == 1 and f"of {steps} in 4 of 4" in messages[0]
 
 
 def test_an_infinite_state_is_named_by_its_step():
@@ -205,6 +307,8 @@ def test_an_infinite_state_is_named_by_its_step():
         ({"chunk_samples": 0}, "at least 1"),
         ({"algorithm": "bptt"}, "crbp, rbp, jfb or implicit"),
         ({"algorithm": "tbptt"}, "crbp, rbp, jfb or implicit"),
+        ({"algorithm": "deq"}, "crbp, rbp, jfb or implicit"),
+        ({"norm_cap": 1.0}, "no norm_cap"),
         ({"early_from": 0.5}, "early_from"),
         ({"on_nonfinite": "skip"}, "on_nonfinite"),
     ],
@@ -218,9 +322,8 @@ def test_what_can_not_be_cut_is_refused(options, message):
 
 def test_batch_statistics_are_refused():
     cell = HGRUCell(channels=4, kernel_size=3, norm="BN")
-    recurrence = Recurrence(cell, algorithm="rbp", steps=2, chunk_samples=2)
     with pytest.raises(ConfigurationError, match=r"in parts.*suppression_norm"):
-        recurrence(torch.rand(3, 4, 6, 6))
+        Recurrence(cell, algorithm="rbp", steps=2, chunk_samples=2)
 
 
 @pytest.mark.parametrize(("count", "size"), [(5, 2), (6, 3), (7, 7), (9, 4), (3, 1)])
@@ -239,11 +342,14 @@ def test_parts_of_a_state_stay_together():
     assert all(len(part) == SAMPLES for part in to_parts(result.state))
 
 
-def test_mixed_precision_is_the_same_in_both_passes():
+def test_mixed_precision_is_on_in_both_passes():
     cell, drive = setting("mask_hgru", torch.float32)
+    enabled = []
+    cell.register_forward_pre_hook(lambda *_: enabled.append(torch.is_autocast_enabled("cpu")))
     found = []
     for size in (None, 2):
         with torch.autocast("cpu", torch.bfloat16):
             result = Recurrence(cell, algorithm="rbp", steps=6, chunk_samples=size)(drive)
         found.append(torch.autograd.grad(result.state.float().sum(), drive)[0])
+    assert all(enabled) and len(enabled) == 6 + 3 * 6 + 3
     torch.testing.assert_close(*found, rtol=2e-2, atol=1e-3)

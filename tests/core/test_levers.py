@@ -44,34 +44,32 @@ CELLS: dict[str, tuple[Callable[[str], nn.Module], int]] = {
     "mask_hgru": (mask_hgru, 8),
     "hgru": (hgru, 3),
 }
-# Name -> convolution, options, penalty on some samples; greatest relative difference by precision.
-LEVERS: dict[str, tuple[str, dict[str, Any], int | None, dict[torch.dtype, float]]] = {
-    "chunks": ("direct", PLAIN | {"chunk_samples": 2}, None, {SINGLE: 1e-4, DOUBLE: 1e-12}),
-    "Fourier domain": ("fft", PLAIN, None, {SINGLE: 1e-4, DOUBLE: 1e-10}),
+# Name -> convolution, options, greatest relative difference by precision. What a penalty on some
+# samples is worth is a matter of chance: see test_penalties and test_chunks.
+LEVERS: dict[str, tuple[str, dict[str, Any], dict[torch.dtype, float]]] = {
+    "chunks": ("direct", PLAIN | {"chunk_samples": 2}, {SINGLE: 1e-4, DOUBLE: 1e-12}),
+    "Fourier domain": ("fft", PLAIN, {SINGLE: 1e-4, DOUBLE: 1e-10}),
     "Anderson, adjoint": (
         "direct",
         PLAIN | {"neumann_terms": 20, "acceleration": "anderson", "memory": 8},
-        None,
         {SINGLE: 1e-3, DOUBLE: 1e-5},
     ),
     "Anderson": (
         "direct",
         ANDERSON | {"acceleration": "anderson", "forward_acceleration": "anderson"},
-        None,
         {SINGLE: 1e-3, DOUBLE: 1e-5},
     ),
-    "bfloat16": ("direct", PLAIN | {"solve_precision": "bf16"}, None, {SINGLE: 1e-2, DOUBLE: 0.0}),
-    "penalty on all of some": ("direct", PLAIN, 3, {SINGLE: 0.0, DOUBLE: 0.0}),
+    "bfloat16": ("direct", PLAIN | {"solve_precision": "bf16"}, {SINGLE: 1e-2, DOUBLE: 0.0}),
 }
 
 
-def learn(name: str, dtype: torch.dtype, convolution: str, options, max_samples=None):
+def learn(name: str, dtype: torch.dtype, convolution: str, options):
     """State, penalty, and the gradients into drive and weights."""
     build, channels = CELLS[name]
     torch.manual_seed(1)
     cell = build(convolution).to(dtype)
     drive = torch.rand(3, channels, 10, 10).to(dtype).requires_grad_()
-    penalty = LipschitzCoefficientPenalty(weight=1.0, bound=0.0, max_samples=max_samples)
+    penalty = LipschitzCoefficientPenalty(weight=1.0, bound=0.0)
     result = Recurrence(cell, algorithm="crbp", penalties=(penalty,), **options)(drive)
     state = flatten(result.state)
     weights = torch.linspace(-1, 1, state.numel(), dtype=dtype)
@@ -88,9 +86,9 @@ def learn(name: str, dtype: torch.dtype, convolution: str, options, max_samples=
         "Fourier domain", "mask_hgru")],
 )  # fmt: skip
 def test_a_lever_changes_no_more_than_it_may(lever, name, dtype):
-    convolution, options, samples, allowed = LEVERS[lever]
+    convolution, options, allowed = LEVERS[lever]
     plain = learn(name, dtype, "direct", PLAIN)
-    found = learn(name, dtype, convolution, options, samples)
+    found = learn(name, dtype, convolution, options)
     if lever == "bfloat16":
         # It is held to a hundredth of the whole gradient: small parts of it differ by more.
         plain, found = (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 
 from crbp_d2.analysis.memory import bytes_saved_by
+from crbp_d2.analysis.timing import seconds_of
 
 STATUS = Path("/proc/self/status")
+FORGET_PEAK = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Measurement:
         ratios: of each round to the first variant in the same round.
         peak_bytes: allocated on the GPU at most; on a CPU what autograd saves for the backward
             pass, weights included. 0 for predictions on a CPU.
-        resident_bytes: by which one step raises the peak of the resident memory of a process of its
-            own, on a CPU under Linux; else `None`.
+        resident_bytes: by which a second step raises the peak of the resident memory of a process
+            of its own, on a CPU under Linux; else `None`.
     """
 
     label: str
@@ -60,7 +62,7 @@ def interleave(
     for number in range(rounds):
         for label, step in steps.items():
             progress(f"{label}, round {number + 1} of {rounds}")
-            seconds[label].append(_timed(step))
+            seconds[label].append(seconds_of(step))
     first = next(iter(seconds.values()))
     return [
         Measurement(label, values, [a / b for a, b in zip(values, first, strict=True)], peak[label])
@@ -93,6 +95,10 @@ def resident_bytes(build: Callable[[], Callable[[], None]]) -> int | None:
 def _grown(build: Callable[[], Callable[[], None]], threads: int) -> int:
     torch.set_num_threads(threads)
     step = build()
+    # What is made once, such as compiled kernels, and what the build left behind, does not count.
+    step()
+    ctypes.CDLL(None).malloc_trim(0)
+    FORGET_PEAK.write_text("5")
     before = _status("VmRSS")
     step()
     return _status("VmHWM") - before
@@ -102,16 +108,6 @@ def _status(key: str) -> int:
     """Bytes, of a line such as `VmHWM:   123456 kB`."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(lines[key].split()[0]) * 1024
-
-
-def _timed(step: Callable[[], None]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def machine() -> dict[str, str]:

@@ -155,6 +155,10 @@ def panoptic_model(cfg: CfgNode, load: Load) -> tuple[nn.Module, Callable[[], An
     """
     size = load.size
     cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.999]
+    cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = max(
+        load.regions, cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+    )
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.5
     cfg.TEST.DETECTIONS_PER_IMAGE = load.regions
     model = build_model(cfg)
