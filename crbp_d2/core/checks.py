@@ -35,7 +35,7 @@ def require_spread(spread: int, steps: int) -> None:
     require_step(spread, "steps_spread", least=0)
     if spread >= steps:
         raise ConfigurationError(
-            f"steps_spread must be below steps, got {spread} with {steps} steps",
+            f"steps_spread must be below steps, got {spread} with {steps} steps; 0 is fixed",
             option="steps_spread",
         )
 

@@ -24,7 +24,7 @@ DATA = "pathfinder_tiny_val"
 SHAPES = "test_page_shapes"
 SMALLER = [
     "CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3, "CRBP.CONTOUR_PRIOR", 0.5,
-    "CRBP.OUTPUT_NORM", "IN", "CRBP.NEUMANN_TERMS", 2,
+    "CRBP.OUTPUT_NORM", "IN", "CRBP.NEUMANN_TERMS", 2, "CRBP.STEPS_SPREAD", 0,
 ]  # fmt: skip
 
 

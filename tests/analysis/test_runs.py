@@ -12,7 +12,7 @@ from crbp_d2.analysis.runs import load_run, require_different_labels, split_labe
 from crbp_d2.core import ConfigurationError
 from tests.modeling.conftest import load_config  # noqa: F401  a fixture
 
-TINY = ("CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3, "CRBP.STEPS", 3)
+TINY = ("CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3, "CRBP.STEPS", 3, "CRBP.STEPS_SPREAD", 0)
 
 
 @pytest.fixture

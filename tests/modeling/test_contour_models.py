@@ -229,7 +229,7 @@ def test_other_steps_are_refused(text):
 
 
 def test_one_command_evaluates_steps_and_data_sets(tmp_path, load_config):
-    overrides = (*SMALLER, "CRBP.STEPS", 2)
+    overrides = (*SMALLER, "CRBP.STEPS", 2, "CRBP.STEPS_SPREAD", 0)
     torch.save(
         {"model": build_model(load_config("quick/pathfinder_crbp.yaml", *overrides)).state_dict()},
         tmp_path / "model.pth",
