@@ -83,7 +83,8 @@ def add_crbp_config(cfg: CfgNode) -> None:
     node.SOLVE_PRECISION = "full"
     # crbp, rbp, jfb, implicit: compute at most this many RoIs (images of a contour model) at a
     # time, so that memory hardly grows with their number; costs one more step and a second value of
-    # each penalty. 0 for all at once. Not with EARLY_LOSS_WEIGHT, ON_NONFINITE skip or NORM BN.
+    # each penalty. 0 for all at once. Not with EARLY_LOSS_WEIGHT, NEUMANN_NORM_CAP, ON_NONFINITE
+    # skip or NORM BN.
     node.CHUNK_SAMPLES = 0
 
     # --- penalties ----------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from crbp_d2.core.penalties import (
     SpectralPenalty,
     WeightSchedule,
 )
-from crbp_d2.core.recurrence import Recurrence, RecurrenceResult
+from crbp_d2.core.recurrence import Recurrence
+from crbp_d2.core.result import RecurrenceResult
 
 __all__ = [
     "CELLS",

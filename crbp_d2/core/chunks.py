@@ -22,26 +22,11 @@ from crbp_d2.core.checks import refuse_coupled_samples
 from crbp_d2.core.diagnostics import AdjointReport, Diagnostics
 from crbp_d2.core.errors import ConfigurationError
 from crbp_d2.core.penalties import Penalty
-from crbp_d2.core.state import Parts
+from crbp_d2.core.result import RecurrenceResult
+from crbp_d2.core.state import Parts, to_parts
 from crbp_d2.core.unrolled import Estimator
 
-
-@dataclass
-class Recorded:
-    """The last step of some samples.
-
-    Attributes:
-        state: the last state, with the estimator's gradient.
-        penalties: weighted.
-        diagnostics: of the run.
-    """
-
-    state: Parts
-    penalties: dict[str, Tensor]
-    diagnostics: Diagnostics
-
-
-Record: TypeAlias = Callable[[slice, Parts, Parts], Recorded]
+Record: TypeAlias = Callable[[slice, Parts, Parts], RecurrenceResult]
 """`record(samples, drives, before)`: the last step of some samples, with gradients into `drives`;
 the same at every call but for random numbers."""
 
@@ -117,7 +102,7 @@ def record_in_chunks(
     drives: Parts,
     before: Parts,
     parameters: Sequence[Tensor],
-) -> Recorded:
+) -> RecurrenceResult:
     """The last step of all samples.
 
     Args:
@@ -128,13 +113,13 @@ def record_in_chunks(
         parameters: of the cell; gradients flow into those that require them.
 
     Returns:
-        Of all samples; the penalties are the sums over the chunks.
+        Of all samples, its state as parts; the penalties are the sums over the chunks.
     """
     kept = _Kept()
     tensors = (*drives, *before, *parameters)
     found = _RecordInChunks.apply(chunks, record, kept, len(drives), len(before), *tensors)
     names = list(kept.diagnostics.penalties)
-    return Recorded(
+    return RecurrenceResult(
         state=found[: len(before)],
         penalties=dict(zip(names, found[len(before) :], strict=True)),
         diagnostics=kept.diagnostics,
@@ -195,7 +180,7 @@ class _RecordInChunks(torch.autograd.Function):
             some = tuple(tensor[samples].detach() for tensor in tensors[: drives + parts])
             with torch.enable_grad():
                 one = record(samples, some[:drives], some[drives:])
-            states.append(tuple(part.detach() for part in one.state))
+            states.append(tuple(part.detach() for part in to_parts(one.state)))
             penalties.append({name: value.detach() for name, value in one.penalties.items()})
             diagnostics.append(one.diagnostics)
             # Its graph, before the next one is built.
@@ -260,7 +245,7 @@ def _gradients(
         torch.autocast(ctx.device.type, dtype=dtype, enabled=enabled),
     ):
         one = ctx.record(samples, drives, before)
-    outputs = (*one.state, *one.penalties.values())
+    outputs = (*to_parts(one.state), *one.penalties.values())
     cotangents = (*(g[samples] for g in incoming[: ctx.parts]), *incoming[ctx.parts :])
     pairs = [(o, g) for o, g in zip(outputs, cotangents, strict=True) if o.requires_grad]
     found = torch.autograd.grad(

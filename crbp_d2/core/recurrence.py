@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -24,7 +23,6 @@ from crbp_d2.core.checks import (
     require_tolerance,
 )
 from crbp_d2.core.chunks import (
-    Recorded,
     Share,
     chunks_of,
     merge,
@@ -51,6 +49,7 @@ from crbp_d2.core.penalties import (
     weight_at,
 )
 from crbp_d2.core.precision import lowers
+from crbp_d2.core.result import RecurrenceResult
 from crbp_d2.core.state import (
     Drive,
     Parts,
@@ -65,27 +64,6 @@ from crbp_d2.core.unrolled import Estimator, Run, Unrolled
 
 PENALISED = {"crbp": "rbp"}
 """Names that stand for another estimator with the Lipschitz coefficient penalty."""
-
-
-@dataclass
-class RecurrenceResult:
-    """What a run gives.
-
-    Attributes:
-        state: the last state, in the structure the cell uses; its gradient is the estimator's.
-        states: `h_1..h_T` if the estimator puts a loss on every step, else empty.
-        early_states: one state of an earlier step in training with `early_from`, else empty.
-        penalties: weighted, ready to be added to the loss; empty outside training.
-        diagnostics: residual, steps, penalty values; after `backward()` also its report.
-    """
-
-    state: State
-    states: list[State] = field(default_factory=list)
-    early_states: list[State] = field(default_factory=list)
-    penalties: dict[str, Tensor] = field(default_factory=dict)
-    diagnostics: Diagnostics = field(
-        default_factory=lambda: Diagnostics(torch.empty(0), torch.empty(0))
-    )
 
 
 class Recurrence(nn.Module):
@@ -180,12 +158,12 @@ class Recurrence(nn.Module):
         require_step(self.test_steps, "test_steps")
         require_spread(steps_spread, steps)
         require_tolerance("tolerance", tolerance)
-        self.estimator.check(steps - steps_spread, tolerance)
+        self.estimator.check(self._fewest_steps, tolerance)
         self.set_test_tolerance(test_tolerance)
         require_solve_precision(solve_precision, algorithm, self.estimator)
         if tolerance is not None:
             refuse_coupled_samples(cell)
-        require_early(early_from, steps - steps_spread, self.estimator)
+        require_early(early_from, self._fewest_steps, self.estimator)
         require_policy(on_nonfinite)
         require_chunks(
             chunk_samples,
@@ -291,7 +269,7 @@ class Recurrence(nn.Module):
         circuit = self._circuit(drive, template)
         early = None
         if recorded and self.training and self.early_from is not None and steps > 1:
-            early = EarlyStep(min(steps, self.steps - self.steps_spread), self.early_from)
+            early = EarlyStep(min(steps, self._fewest_steps), self.early_from)
             observe = early.watch(start, observe)
         lowered = lowers(self.solve_precision, (*_tensors(drive), *start))
         run = Run(steps, tolerance, observe, lowered=lowered)
@@ -381,7 +359,7 @@ class Recurrence(nn.Module):
         training = self.training
         shares = shares_of(chunks, self.penalties)
 
-        def record(samples: slice, some_drives: Parts, some_before: Parts) -> Recorded:
+        def record(samples: slice, some_drives: Parts, some_before: Parts) -> RecurrenceResult:
             some = from_parts(some_drives, drive)
             share = shares[samples.start] if training else None
             state = from_parts(some_before, template)
@@ -393,15 +371,12 @@ class Recurrence(nn.Module):
                 raise explain_non_finite(whole, begin, steps) from None
             # Of the whole run: the guard of the gradient names them.
             result.diagnostics.steps = taken[samples] + 1
-            return Recorded(to_parts(result.state), result.penalties, result.diagnostics)
+            return result
 
         parameters = list(self.cell.parameters())
-        found = record_in_chunks(chunks, record, drives, before, parameters)
-        return RecurrenceResult(
-            state=from_parts(found.state, template),
-            penalties=found.penalties,
-            diagnostics=found.diagnostics,
-        )
+        result = record_in_chunks(chunks, record, drives, before, parameters)
+        result.state = from_parts(to_parts(result.state), template)
+        return result
 
     def _circuit(self, drive: Drive, template: State) -> Circuit:
         return Circuit(
@@ -439,7 +414,11 @@ class Recurrence(nn.Module):
             return self.steps
         # On the CPU, as reading it from a GPU would wait for all that runs there.
         drawn = int(torch.randint(2 * self.steps_spread + 1, ()))
-        return self.steps - self.steps_spread + drawn
+        return self._fewest_steps + drawn
+
+    @property
+    def _fewest_steps(self) -> int:
+        return self.steps - self.steps_spread
 
     def _unroll(self, circuit: Circuit, start: Parts, run: Run, recorded: bool) -> Unrolled:
         if recorded:
