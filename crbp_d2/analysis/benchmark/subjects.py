@@ -229,7 +229,7 @@ ANDERSON = (
     *("CRBP.STEPS", 12, "CRBP.NEUMANN_TERMS", 7),
     *("CRBP.ADJOINT_ACCELERATION", "anderson", "CRBP.FORWARD_ACCELERATION", "anderson"),
 )
-"""As near to the exact gradient as 20 plain steps and 15 terms."""
+"""In place of 20 plain steps and 15 terms; how near to the exact gradient: docs/benchmarks.md."""
 
 _PANOPTIC = (
     Variant("feed-forward", "R50_FPN_1x.yaml"),
