@@ -35,13 +35,15 @@ CELLS = {
 }
 
 
-def settings(run: str | None, samples: int) -> Iterator[tuple[str, nn.Module, Tensor]]:
+def settings(
+    run: str | None, data_set: str | None, samples: int
+) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Title, cell and drive of each table."""
     if run is None:
         for title, (build, shape) in CELLS.items():
             yield title, build(), torch.rand(shape)
         return
-    loaded = load_run(run)
+    loaded = load_run(run, [] if data_set is None else ["DATASETS.TEST", repr((data_set,))])
     cell, drive = trained_setting(loaded, samples)
     size = "x".join(map(str, drive.shape[1:]))
     yield f"{loaded.label}: {len(drive)} samples of {size}", cell.train(), drive
@@ -54,6 +56,9 @@ def main() -> None:
     )
     parser.add_argument("--run", metavar="RUN", help="OUTPUT_DIR of a training, or LABEL=FOLDER")
     parser.add_argument(
+        "--dataset", metavar="NAME", help="with --run: in place of its DATASETS.TEST"
+    )
+    parser.add_argument(
         "--samples", type=int, default=8, help="with --run: RoIs or images (default: 8)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="interleaved timings of each")
@@ -64,8 +69,9 @@ def main() -> None:
     if arguments.samples < 1:
         parser.error(f"--samples must be at least 1, got {arguments.samples}")
     torch.manual_seed(arguments.seed)
+    chosen = arguments.run, arguments.dataset, arguments.samples
     try:
-        for title, cell, drive in settings(arguments.run, arguments.samples):
+        for title, cell, drive in settings(*chosen):
             print_table(title, cell, drive, arguments)
     except (ValueError, KeyError) as error:
         parser.error(str(error))

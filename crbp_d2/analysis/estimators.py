@@ -43,6 +43,8 @@ class Contender:
         return Recurrence(cell, algorithm=self.algorithm, steps=steps, **self.options)
 
 
+ANDERSON_ADJOINT: dict[str, Any] = {"neumann_terms": 7, "acceleration": "anderson"}
+
 CONTENDERS = (
     Contender("bptt", "bptt"),
     Contender("bptt, checkpointed", "bptt", {"checkpointed": True}),
@@ -53,10 +55,14 @@ CONTENDERS = (
     Contender("rbp, 15 terms, norm cap 1", "rbp", {"neumann_terms": 15, "norm_cap": 1.0}),
     Contender("crbp, 15 terms", "crbp", {"neumann_terms": 15}),
     Contender("rbp, 15 terms, bf16", "rbp", {"neumann_terms": 15, "solve_precision": "bf16"}),
+    Contender("rbp, Anderson adjoint 20/7", "rbp", ANDERSON_ADJOINT),
+    Contender(
+        "rbp, Anderson adjoint 20/7, bf16", "rbp", ANDERSON_ADJOINT | {"solve_precision": "bf16"}
+    ),
     Contender(
         "rbp, Anderson 12/7",
         "rbp",
-        {"neumann_terms": 7, "acceleration": "anderson", "forward_acceleration": "anderson"},
+        ANDERSON_ADJOINT | {"forward_acceleration": "anderson"},
         steps=12,
     ),
     Contender("phantom, 5 steps of 0.5", "phantom", {"length": 5}, least_steps=5),
@@ -163,8 +169,13 @@ def trained_setting(run: Run, samples: int) -> tuple[nn.Module, Tensor]:
         The cell, and its drive `(N, C, H, W)`, `N` the number asked for, or what the set has.
 
     Raises:
-        ConfigurationError: the model has no recurrence, or the drive is not one tensor.
+        ConfigurationError: no test set in the config, the model has no recurrence, or the drive is
+            not one tensor.
     """
+    if not run.cfg.DATASETS.TEST:
+        raise ConfigurationError(
+            f"{run.label}: DATASETS.TEST of config.yaml is empty; name a data set with --dataset"
+        )
     drives: list[Tensor] = []
     found = 0
     for batch in build_test_loader(run.cfg, run.cfg.DATASETS.TEST[0], batch_size=1):

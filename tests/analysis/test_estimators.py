@@ -20,7 +20,7 @@ from crbp_d2.analysis.estimators import (
 )
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.runs import load_run
-from crbp_d2.core import MaskHGRUCell, Recurrence
+from crbp_d2.core import ConfigurationError, MaskHGRUCell, Recurrence
 from crbp_d2.data import build_test_loader
 from tests.analysis.page_runs import write_run
 from tests.modeling.conftest import CONFIGS
@@ -46,6 +46,8 @@ def test_the_comparison_ranks_known_estimators():
     assert implicit.norm_ratio == pytest.approx(1, abs=1e-3)
     assert jfb.cosine < by_label["rbp, Anderson 12/7"].cosine
     assert jfb.cosine < rbp.cosine < implicit.cosine
+    # Seven products mixed are worth fifteen summed.
+    assert rbp.cosine < by_label["rbp, Anderson adjoint 20/7"].cosine
     assert rbp.saved_bytes[1] == rbp.saved_bytes[5] == rbp.saved_bytes[10]
     bptt = by_label["bptt"].saved_bytes
     assert bptt[10] - bptt[5] == pytest.approx(5 / 4 * (bptt[5] - bptt[1]), rel=0.02)
@@ -86,6 +88,13 @@ def test_a_trained_circuit_comes_with_what_drives_it(tmp_path):
         expected = [output["sem_seg"] for output in run.model(batch)]
         found = head.read_out(head.recurrence(drive).state)
     torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_a_run_without_test_sets_is_told_how_to_name_one(tmp_path):
+    folder = write_run(tmp_path / "run", "quick/pathfinder_crbp.yaml")
+    run = load_run(str(folder), ["DATASETS.TEST", "()"])
+    with pytest.raises(ConfigurationError, match=r"run: DATASETS.TEST .* --dataset"):
+        trained_setting(run, 3)
 
 
 def test_the_tool_names_what_is_no_run(tmp_path):

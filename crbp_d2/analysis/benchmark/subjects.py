@@ -219,17 +219,23 @@ def _recurrent(config: str, more: Sequence[tuple[Any, ...]] = ()) -> tuple[Varia
         crbp("crbp 20/15, chunks of 1", "CRBP.CHUNK_SAMPLES", 1),
         crbp("crbp 20/15, bf16", "CRBP.SOLVE_PRECISION", "bf16"),
         crbp("crbp 20/15, compiled", "CRBP.COMPILE", True),
+        crbp("crbp 20/7, Anderson adjoint", *ANDERSON_ADJOINT),
+        crbp(
+            "crbp 20/7, Anderson adjoint, bf16", *ANDERSON_ADJOINT, "CRBP.SOLVE_PRECISION", "bf16"
+        ),
+        crbp("crbp 20/15, tested at 5", "CRBP.TEST_STEPS", 5),
+        crbp("crbp 20/15, tested at 5, compiled", *("CRBP.TEST_STEPS", 5, "CRBP.COMPILE", True)),
         crbp("crbp 12/7, Anderson", *ANDERSON),
         crbp("crbp 12/7, Anderson, bf16", *ANDERSON, "CRBP.SOLVE_PRECISION", "bf16"),
         *(crbp(*lever) for lever in more),
     )
 
 
-ANDERSON = (
-    *("CRBP.STEPS", 12, "CRBP.NEUMANN_TERMS", 7),
-    *("CRBP.ADJOINT_ACCELERATION", "anderson", "CRBP.FORWARD_ACCELERATION", "anderson"),
-)
+ANDERSON_ADJOINT = ("CRBP.NEUMANN_TERMS", 7, "CRBP.ADJOINT_ACCELERATION", "anderson")
+ANDERSON = (*ANDERSON_ADJOINT, "CRBP.STEPS", 12, "CRBP.FORWARD_ACCELERATION", "anderson")
 """In place of 20 plain steps and 15 terms; how near to the exact gradient: docs/benchmarks.md."""
+
+BPTT_6 = ("CRBP.ALGORITHM", "bptt", "CRBP.STEPS", 6)
 
 _PANOPTIC = (
     Variant("feed-forward", "R50_FPN_1x.yaml"),
@@ -248,7 +254,17 @@ SUBJECTS: Mapping[str, Subject] = {
         variants=(
             Variant("feed-forward", "pathfinder/feedforward_14.yaml"),
             *_recurrent(
-                "pathfinder/hgru_14.yaml", [("crbp 20/15, FFT", "CRBP.CONVOLUTION", "fft")]
+                "pathfinder/hgru_14.yaml",
+                [
+                    ("crbp 20/15, FFT", "CRBP.CONVOLUTION", "fft"),
+                    (
+                        "crbp 20/7, Anderson adjoint, FFT",
+                        *ANDERSON_ADJOINT,
+                        "CRBP.CONVOLUTION",
+                        "fft",
+                    ),
+                    ("bptt 6, FFT", *BPTT_6, "CRBP.CONVOLUTION", "fft"),
+                ],
             ),
         ),
     ),
