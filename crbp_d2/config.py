@@ -141,6 +141,10 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # mask_hgru, hgru: initial gate biases, chrono (the paper's intent), released (without its
     # logarithm) or zero (half-open gates).
     node.GATE_BIAS = "chrono"
+    # Steps of the longest time scale that chrono and released start with. A gate that stays at its
+    # start lets the state decay by 1 - 1 / CHRONO_STEPS a step, so fewer make it settle sooner.
+    # 0: the fewest steps of training.
+    node.CHRONO_STEPS = 0
 
     # --- contour models (Pathfinder) ----------------------------------------------------------
     # Layers of FeedForwardSemSegHead, the recurrent head's rival.

@@ -161,6 +161,9 @@ ESTIMATORS: Mapping[str, type[Any]] = {
     "deq": DeepEquilibrium,
 }
 
+PENALISED = {"crbp": "rbp"}
+"""Names that stand for another estimator with the Lipschitz coefficient penalty."""
+
 
 def build_estimator(name: str, **options: Any) -> Estimator:
     """The estimator of a name.
@@ -185,6 +188,24 @@ def build_estimator(name: str, **options: Any) -> Estimator:
         raise ConfigurationError(f"{name!r} has no option {', '.join(unknown)}; {allowed}")
     estimator: Estimator = kind(**options)
     return estimator
+
+
+def parse_algorithm(algorithm: str) -> tuple[str, bool]:
+    """The estimator's name, and whether the Lipschitz coefficient penalty goes with it.
+
+    Raises:
+        ConfigurationError: the name is unknown.
+    """
+    name, plus, penalty = algorithm.partition("+")
+    penalised = bool(plus) or name in PENALISED
+    name = PENALISED.get(name, name)
+    if name not in ESTIMATORS or (plus and penalty != "lcp"):
+        raise ConfigurationError(
+            f"unknown algorithm {algorithm!r}; choose from {choices([*ESTIMATORS, *PENALISED])}, "
+            "each with or without '+lcp'",
+            option="algorithm",
+        )
+    return name, penalised
 
 
 def _detached(parts: Parts) -> Parts:

@@ -34,8 +34,8 @@ from crbp_d2.core.chunks import (
 from crbp_d2.core.circuit import Cell, Circuit
 from crbp_d2.core.diagnostics import Diagnostics, relative_residual
 from crbp_d2.core.early import EarlyStep, require_early
-from crbp_d2.core.errors import ConfigurationError, NonFiniteError, choices
-from crbp_d2.core.estimators import ESTIMATORS, build_estimator
+from crbp_d2.core.errors import NonFiniteError
+from crbp_d2.core.estimators import build_estimator, parse_algorithm
 from crbp_d2.core.forward import Observer
 from crbp_d2.core.guard import (
     GradientGuard,
@@ -61,9 +61,6 @@ from crbp_d2.core.state import (
     zero_state,
 )
 from crbp_d2.core.unrolled import Estimator, Run, Unrolled
-
-PENALISED = {"crbp": "rbp"}
-"""Names that stand for another estimator with the Lipschitz coefficient penalty."""
 
 
 class Recurrence(nn.Module):
@@ -462,24 +459,6 @@ class Recurrence(nn.Module):
 
     def _requires_gradients(self, drive: Drive, start: Parts) -> bool:
         return any(t.requires_grad for t in (*self.cell.parameters(), *_tensors(drive), *start))
-
-
-def parse_algorithm(algorithm: str) -> tuple[str, bool]:
-    """The estimator's name, and whether the Lipschitz coefficient penalty goes with it.
-
-    Raises:
-        ConfigurationError: the name is unknown.
-    """
-    name, plus, penalty = algorithm.partition("+")
-    penalised = bool(plus) or name in PENALISED
-    name = PENALISED.get(name, name)
-    if name not in ESTIMATORS or (plus and penalty != "lcp"):
-        raise ConfigurationError(
-            f"unknown algorithm {algorithm!r}; choose from {choices([*ESTIMATORS, *PENALISED])}, "
-            "each with or without '+lcp'",
-            option="algorithm",
-        )
-    return name, penalised
 
 
 def _tensors(drive: Drive) -> tuple[Tensor, ...]:

@@ -22,8 +22,8 @@ from crbp_d2.core import (
     WeightSchedule,
 )
 from crbp_d2.core.cells.parts import state_norm
+from crbp_d2.core.estimators import parse_algorithm
 from crbp_d2.core.penalties import Penalty, Weight
-from crbp_d2.core.recurrence import parse_algorithm
 
 KEYS = {
     "acceleration": "ADJOINT_ACCELERATION",
@@ -88,6 +88,10 @@ def cell(node: CfgNode) -> nn.Module:
         raise ConfigurationError(
             f"unknown cell {node.CELL!r}; choose from {', '.join(sorted(CELLS))}", option="cell"
         )
+    if node.CHRONO_STEPS < 0:
+        raise ConfigurationError(
+            f"must be at least 0, got {node.CHRONO_STEPS}", option="chrono_steps"
+        )
     kind = CELLS[node.CELL]
     available = {
         "channels": node.CHANNELS,
@@ -99,7 +103,7 @@ def cell(node: CfgNode) -> nn.Module:
         "rectify_state": node.RECTIFY_STATE,
         "gate_bias": node.GATE_BIAS,
         # The answer is asked for from the fewest steps on.
-        "chrono_steps": node.STEPS - node.STEPS_SPREAD,
+        "chrono_steps": node.CHRONO_STEPS or node.STEPS - node.STEPS_SPREAD,
         "convolution": node.CONVOLUTION,
     }
     taken = inspect.signature(kind).parameters

@@ -58,6 +58,7 @@ def test_trainable_parameters_are_the_published_numbers(name, parameters, load_c
         ("GATE", "none", r"CRBP\.GATE.*gala, pointwise"),
         ("ACTIVATION", "gelu", r"CRBP\.ACTIVATION.*softplus"),
         ("GATE_BIAS", "open", r"CRBP\.GATE_BIAS.*chrono, released, zero"),
+        ("CHRONO_STEPS", -1, r"CRBP\.CHRONO_STEPS.*at least 0"),
         ("ON_NONFINITE", "ignore", r"CRBP\.ON_NONFINITE.*raise, skip"),
         ("PENALTY_SAMPLES", -1, r"CRBP\.PENALTY_SAMPLES"),
         ("PENALTY_SCHEDULE", ((5, 1.0), (5, 2.0)), r"CRBP\.PENALTY_SCHEDULE.*ascending"),
