@@ -42,6 +42,7 @@ CONTENDERS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "contracting": (CONTRACTING, ()),
     "contracting, fixed steps": (CONTRACTING, ("CRBP.STEPS_SPREAD", 0)),
     "contracting, no early loss": (CONTRACTING, ("CRBP.EARLY_LOSS_WEIGHT", 0.0)),
+    "contracting, slower gates": (CONTRACTING, ("CRBP.CHRONO_STEPS", 0)),
     "contracting, LCP for spectral": (
         CONTRACTING,
         ("CRBP.SPECTRAL_WEIGHT", 0.0, "CRBP.LCP_WEIGHT", 50.0, "CRBP.LCP_TWO_SIDED", True),
