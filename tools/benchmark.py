@@ -43,7 +43,9 @@ def main() -> None:
     arguments = parser.parse_args()
     subject = SUBJECTS[arguments.subject]
     known = {variant.label: variant for variant in subject.variants}
-    labels = arguments.variants or list(known)
+    labels = arguments.variants or [
+        label for label, one in known.items() if arguments.inference or not one.only_inference
+    ]
     unknown = [label for label in labels if label not in known]
     if unknown:
         parser.error(f"--variants {', '.join(unknown)}: choose from {', '.join(map(repr, known))}")

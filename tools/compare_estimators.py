@@ -43,7 +43,7 @@ def settings(
         for title, (build, shape) in CELLS.items():
             yield title, build(), torch.rand(shape)
         return
-    loaded = load_run(run, [] if data_set is None else ["DATASETS.TEST", repr((data_set,))])
+    loaded = load_run(run, data_set=data_set)
     cell, drive = trained_setting(loaded, samples)
     size = "x".join(map(str, drive.shape[1:]))
     yield f"{loaded.label}: {len(drive)} samples of {size}", cell.train(), drive

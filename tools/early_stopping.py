@@ -42,8 +42,8 @@ def main() -> None:
     if min(arguments.batch_size, batches) < 1:
         parser.error("--batches and --batch-size must be at least 1")
     try:
-        run = load_run(arguments.run, arguments.opts)
-        name = arguments.dataset or run.cfg.DATASETS.TEST[0]
+        run = load_run(arguments.run, arguments.opts, data_set=arguments.dataset)
+        name = run.data_set
         loader = build_test_loader(run.cfg, name, batch_size=arguments.batch_size)
         batches = tqdm(islice(loader, arguments.batches), name, arguments.batches or len(loader))
         found = evaluate_tolerances(run.model, batches, arguments.tolerances, step_evaluators(name))

@@ -34,9 +34,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="images (default: 8)")
     arguments = parser.parse_args()
     try:
-        run = load_run(arguments.run)
+        run = load_run(arguments.run, data_set=arguments.dataset)
         trained = run.cfg.CRBP.STEPS
-        name = arguments.dataset or run.cfg.DATASETS.TEST[0]
+        name = run.data_set
         loader = build_test_loader(run.cfg, name, batch_size=arguments.batch_size)
         dynamics = measure_dynamics(
             run.model,

@@ -39,10 +39,9 @@ def main() -> None:
     try:
         require_different_labels([split_label(text)[0] for text in arguments.runs])
         for text in arguments.runs:
-            run = load_run(text)
+            run = load_run(text, data_set=arguments.dataset)
             trained = run.cfg.CRBP.STEPS
-            name = arguments.dataset or run.cfg.DATASETS.TEST[0]
-            loader = build_test_loader(run.cfg, name, batch_size=arguments.batch_size)
+            loader = build_test_loader(run.cfg, run.data_set, batch_size=arguments.batch_size)
             states = collect_states(
                 run.model,
                 tqdm(loader, run.label),

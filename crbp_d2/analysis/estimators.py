@@ -172,13 +172,9 @@ def trained_setting(run: Run, samples: int) -> tuple[nn.Module, Tensor]:
         ConfigurationError: no test set in the config, the model has no recurrence, or the drive is
             not one tensor.
     """
-    if not run.cfg.DATASETS.TEST:
-        raise ConfigurationError(
-            f"{run.label}: DATASETS.TEST of config.yaml is empty; name a data set with --dataset"
-        )
     drives: list[Tensor] = []
     found = 0
-    for batch in build_test_loader(run.cfg, run.cfg.DATASETS.TEST[0], batch_size=1):
+    for batch in build_test_loader(run.cfg, run.data_set, batch_size=1):
         circuit = observe_circuit(run.model, batch, [1]).circuit
         if not isinstance(circuit.drive, Tensor):
             raise ConfigurationError("the comparison is about circuits with a single drive")

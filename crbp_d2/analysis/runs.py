@@ -29,14 +29,29 @@ class Run:
     cfg: CfgNode
     model: Any
 
+    @property
+    def data_set(self) -> str:
+        """The first of its `DATASETS.TEST`.
 
-def load_run(text: str, overrides: Sequence[str] = ()) -> Run:
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if not self.cfg.DATASETS.TEST:
+            raise ConfigurationError(
+                f"{self.label}: DATASETS.TEST of config.yaml is empty; name a data set with "
+                "--dataset"
+            )
+        return str(self.cfg.DATASETS.TEST[0])
+
+
+def load_run(text: str, overrides: Sequence[str] = (), *, data_set: str | None = None) -> Run:
     """The run of an output folder, by `FOLDER` or `LABEL=FOLDER`.
 
     Args:
         text: the folder holds `config.yaml` and `model_final.pth`, or an earlier checkpoint of an
             unfinished training. Without a label the folder's name is one.
         overrides: `KEY VALUE ...` on top of its config.
+        data_set: in the place of its `DATASETS.TEST`.
 
     Raises:
         ConfigurationError: config or weights are missing or don't fit together.
@@ -53,7 +68,8 @@ def load_run(text: str, overrides: Sequence[str] = ()) -> Run:
             f"{folder}: there is no model_final.pth and no earlier checkpoint; give the OUTPUT_DIR "
             "of a training that has saved one"
         )
-    cfg = read_config(str(config), overrides)
+    named = () if data_set is None else ("DATASETS.TEST", repr((data_set,)))
+    cfg = read_config(str(config), [*overrides, *named])
     cfg.OUTPUT_DIR = str(folder)
     cfg.MODEL.WEIGHTS = str(final) if final.is_file() else ""
     prepare(cfg, eval_only=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.modeling import build_model
 
 from crbp_d2.analysis.runs import load_run, require_different_labels, split_label
 from crbp_d2.core import ConfigurationError
-from tests.modeling.conftest import load_config  # noqa: F401  a fixture
+from tests.modeling.conftest import CONFIGS, load_config  # noqa: F401  a fixture
 
 TINY = ("CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3, "CRBP.STEPS", 3, "CRBP.STEPS_SPREAD", 0)
 
@@ -51,6 +54,26 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
     (folder / "model_final.pth").write_bytes(b"no checkpoint")
     with pytest.raises(ConfigurationError, match=r"model_final\.pth: can't be read"):
         load_run(str(folder))
+
+
+def test_the_data_set_of_a_run_is_its_own_or_the_named_one(folder):
+    assert load_run(str(folder)).data_set == "pathfinder_tiny_val"
+    assert load_run(str(folder), data_set="pathfinder_tiny_test").data_set == "pathfinder_tiny_test"
+    run = load_run(str(folder), ["DATASETS.TEST", "()"])
+    with pytest.raises(ConfigurationError, match=r"run_0\.5: DATASETS\.TEST .* --dataset"):
+        _ = run.data_set
+
+
+@pytest.mark.parametrize("tool", ["stability.py", "early_stopping.py", "state_space.py"])
+def test_a_tool_asks_for_the_data_set_that_a_run_lacks(tool, folder):
+    config = folder / "config.yaml"
+    cfg = yaml.safe_load(config.read_text())
+    cfg["DATASETS"]["TEST"] = []
+    config.write_text(yaml.safe_dump(cfg))
+    command = [sys.executable, str(CONFIGS.parent / "tools" / tool), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "name a data set with --dataset" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_labels(tmp_path):

@@ -118,6 +118,18 @@ def test_the_contracting_recipe_learns_first_and_contracts_afterwards(load_confi
         assert ("loss_spectral" in losses) == penalised
 
 
+@pytest.mark.parametrize(("steps", "slowest"), [(0, 16), (8, 8), (2, 2)])
+def test_no_gate_starts_slower_than_asked_for(steps, slowest, load_config):
+    torch.manual_seed(0)
+    # Many channels, so that the slowest comes near the limit; 0 is the fewest steps of training.
+    more = ("CRBP.CHANNELS", 256, "CRBP.KERNEL_SIZE", 1, "CRBP.CHRONO_STEPS", steps)
+    cell = build_model(
+        load_config("quick/pathfinder_crbp.yaml", *more)
+    ).sem_seg_head.recurrence.cell
+    opening = torch.sigmoid(cell.recurrent_gate.bias).min()
+    assert 1 / slowest <= opening * (1 + 1e-6) and opening < 1.05 / slowest
+
+
 def test_conv_lstm_reads_out_its_hidden_state(build):
     model = build("CRBP.CELL", "conv_lstm")
     assert {"loss_sem_seg", "loss_lcp", "loss_early"} == set(step(model, records(2)))

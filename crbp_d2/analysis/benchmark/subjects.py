@@ -9,7 +9,7 @@ Shape shorthand: R regions of interest (RoIs), N images of S x S pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class Variant:
         label: for the table.
         config: file below `configs/`.
         overrides: `KEY VALUE ...`.
+        only_inference: in training it is another variant, so it is measured there on demand only.
     """
 
     label: str
     config: str
     overrides: tuple[Any, ...] = ()
+    only_inference: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,12 +209,13 @@ def _recurrent(config: str, more: Sequence[tuple[Any, ...]] = ()) -> tuple[Varia
     def crbp(label: str, *overrides: Any) -> Variant:
         return Variant(label, config, ("CRBP.CONVOLUTION", "direct", *overrides))
 
-    def bptt(steps: int) -> Variant:
-        return crbp(f"bptt {steps}", "CRBP.ALGORITHM", "bptt", "CRBP.STEPS", steps)
-
+    fewer_steps = (
+        crbp("crbp 20/15, tested at 5", "CRBP.TEST_STEPS", 5),
+        crbp("crbp 20/15, tested at 5, compiled", "CRBP.TEST_STEPS", 5, "CRBP.COMPILE", True),
+    )
     return (
         crbp("crbp 20/15, plain"),
-        *(bptt(steps) for steps in (1, 3, 5, 20)),
+        *(crbp(f"bptt {steps}", *_bptt(steps)) for steps in (1, 3, 5, 20)),
         crbp("rbp 20/15", "CRBP.ALGORITHM", "rbp"),
         crbp("crbp 10/7", "CRBP.STEPS", 10, "CRBP.NEUMANN_TERMS", 7),
         crbp("crbp 20/15, penalty on 4", "CRBP.PENALTY_SAMPLES", 4),
@@ -223,19 +226,20 @@ def _recurrent(config: str, more: Sequence[tuple[Any, ...]] = ()) -> tuple[Varia
         crbp(
             "crbp 20/7, Anderson adjoint, bf16", *ANDERSON_ADJOINT, "CRBP.SOLVE_PRECISION", "bf16"
         ),
-        crbp("crbp 20/15, tested at 5", "CRBP.TEST_STEPS", 5),
-        crbp("crbp 20/15, tested at 5, compiled", *("CRBP.TEST_STEPS", 5, "CRBP.COMPILE", True)),
+        *(replace(variant, only_inference=True) for variant in fewer_steps),
         crbp("crbp 12/7, Anderson", *ANDERSON),
         crbp("crbp 12/7, Anderson, bf16", *ANDERSON, "CRBP.SOLVE_PRECISION", "bf16"),
         *(crbp(*lever) for lever in more),
     )
 
 
+def _bptt(steps: int) -> tuple[Any, ...]:
+    return ("CRBP.ALGORITHM", "bptt", "CRBP.STEPS", steps)
+
+
 ANDERSON_ADJOINT = ("CRBP.NEUMANN_TERMS", 7, "CRBP.ADJOINT_ACCELERATION", "anderson")
 ANDERSON = (*ANDERSON_ADJOINT, "CRBP.STEPS", 12, "CRBP.FORWARD_ACCELERATION", "anderson")
 """In place of 20 plain steps and 15 terms; how near to the exact gradient: docs/benchmarks.md."""
-
-BPTT_6 = ("CRBP.ALGORITHM", "bptt", "CRBP.STEPS", 6)
 
 _PANOPTIC = (
     Variant("feed-forward", "R50_FPN_1x.yaml"),
@@ -263,7 +267,7 @@ SUBJECTS: Mapping[str, Subject] = {
                         "CRBP.CONVOLUTION",
                         "fft",
                     ),
-                    ("bptt 6, FFT", *BPTT_6, "CRBP.CONVOLUTION", "fft"),
+                    ("bptt 6, FFT", *_bptt(6), "CRBP.CONVOLUTION", "fft"),
                 ],
             ),
         ),

@@ -69,10 +69,9 @@ def load_runs(texts: Sequence[str], data_set: str | None = None) -> list[Run]:
         ConfigurationError: two have the same label, one has no recurrence, or see `load_run`.
     """
     require_different_labels([split_label(text)[0] for text in texts])
-    overrides = [] if data_set is None else ["DATASETS.TEST", repr((data_set,))]
     runs = []
     for text in texts:
-        run = load_run(text, overrides)
+        run = load_run(text, data_set=data_set)
         try:
             find_recurrence(run.model)
         except ConfigurationError as error:
@@ -87,13 +86,7 @@ def shared_data_set(runs: Sequence[Run]) -> str:
     Raises:
         ConfigurationError: a run has none, or they differ.
     """
-    names = {run.label: run.cfg.DATASETS.TEST[0] if run.cfg.DATASETS.TEST else "" for run in runs}
-    empty = [label for label, name in names.items() if not name]
-    if empty:
-        raise ConfigurationError(
-            f"{', '.join(empty)}: DATASETS.TEST of config.yaml is empty; name a data set with "
-            "--dataset"
-        )
+    names = {run.label: run.data_set for run in runs}
     if len(set(names.values())) > 1:
         listed = ", ".join(f"{label} has {name}" for label, name in names.items())
         raise ConfigurationError(
