@@ -8,7 +8,7 @@ memory of a fresh process; on a GPU it is the peak of its allocator.
 examples:
   tools/benchmark.py head --rounds 5
   tools/benchmark.py model --inference --count 1 --size 800 --regions 32
-  tools/benchmark.py pathfinder --size 150 --variants feed-forward 'crbp 20/15, plain'
+  tools/benchmark.py pathfinder --size 150 --variants feed-forward 'crbp 20/15, plain' 'bptt 6, FFT'
 """
 
 import argparse
@@ -20,8 +20,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from crbp_d2.analysis.benchmark import SUBJECTS, build_step, interleave, markdown, resident_bytes
+from crbp_d2.analysis.benchmark import (
+    LEVERS,
+    SUBJECTS,
+    build_step,
+    interleave,
+    markdown,
+    resident_bytes,
+)
 from crbp_d2.analysis.benchmark.measure import machine
+from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import write_json, write_whole
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -34,7 +42,13 @@ def main() -> None:
     )
     parser.add_argument("subject", choices=list(SUBJECTS))
     parser.add_argument("--inference", action="store_true", help="predictions, not training steps")
-    parser.add_argument("--variants", nargs="+", metavar="LABEL", help="default: all")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        metavar="LABEL",
+        help="the first is what the others are compared with. feed-forward, or ALGORITHM "
+        f"STEPS[/TERMS] and levers, parted by commas: {', '.join(LEVERS)}; plain for none",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--count", type=int, help="RoIs of the head, else images")
     parser.add_argument("--size", type=int, help="of the images, pixels")
@@ -42,13 +56,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: outputs/benchmark_SUBJECT_...")
     arguments = parser.parse_args()
     subject = SUBJECTS[arguments.subject]
-    known = {variant.label: variant for variant in subject.variants}
-    labels = arguments.variants or [
-        label for label, one in known.items() if arguments.inference or not one.only_inference
-    ]
-    unknown = [label for label in labels if label not in known]
-    if unknown:
-        parser.error(f"--variants {', '.join(unknown)}: choose from {', '.join(map(repr, known))}")
+    labels = arguments.variants or (subject.inference if arguments.inference else subject.training)
+    try:
+        known = {label: subject.variant(label) for label in labels}
+    except ConfigurationError as error:
+        parser.error(str(error))
     load = replace(
         subject.load,
         **{

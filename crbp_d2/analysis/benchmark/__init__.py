@@ -1,9 +1,11 @@
 """Time and memory of the recurrent models beside their rivals."""
 
 from .measure import Measurement, interleave, markdown, resident_bytes
-from .subjects import SUBJECTS, Load, Variant, build_step
+from .subjects import SUBJECTS, Load, build_step
+from .variants import LEVERS, Variant, parse_variant
 
 __all__ = [
+    "LEVERS",
     "SUBJECTS",
     "Load",
     "Measurement",
@@ -11,5 +13,6 @@ __all__ = [
     "build_step",
     "interleave",
     "markdown",
+    "parse_variant",
     "resident_bytes",
 ]

@@ -8,8 +8,8 @@ Shape shorthand: R regions of interest (RoIs), N images of S x S pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,13 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from crbp_d2.analysis.benchmark.variants import FEED_FORWARD, Variant, parse_variant
 from crbp_d2.core import ConfigurationError
 from crbp_d2.engine import read_config
 
 Losses = dict[str, Tensor]
 CHANNELS, RESOLUTION = 256, 14
 """Of RoI features, as in Detectron2's models."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A model to measure.
-
-    Attributes:
-        label: for the table.
-        config: file below `configs/`.
-        overrides: `KEY VALUE ...`.
-        only_inference: in training it is another variant, so it is measured there on demand only.
-    """
-
-    label: str
-    config: str
-    overrides: tuple[Any, ...] = ()
-    only_inference: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,17 +48,31 @@ class Load:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, and by which variants; the first is what the others are compared with.
+    """What is measured.
 
     Attributes:
         build: model and a function that gives its losses (training) or predictions.
         load: by default.
-        variants: in the order of the table.
+        feed_forward: config of the rival that the others are compared with.
+        recurrent: config of the recurrent model.
+        training: labels of the variants that are measured by default; see `parse_variant`.
+        inference: the same for predictions.
     """
 
     build: Callable[[CfgNode, Load], tuple[nn.Module, Callable[[], Losses | None]]]
     load: Load
-    variants: tuple[Variant, ...]
+    feed_forward: str
+    recurrent: str
+    training: tuple[str, ...]
+    inference: tuple[str, ...]
+
+    def variant(self, label: str) -> Variant:
+        """The variant of a label.
+
+        Raises:
+            ConfigurationError: see `parse_variant`.
+        """
+        return parse_variant(label, feed_forward=self.feed_forward, recurrent=self.recurrent)
 
 
 def build_step(
@@ -198,84 +196,53 @@ def _instances(count: int, size: int, classes: int) -> Instances:
     )
 
 
-def _recurrent(config: str, more: Sequence[tuple[Any, ...]] = ()) -> tuple[Variant, ...]:
-    """C-RBP over 20 steps with 15 Neumann terms and every lever off, its rivals, and its levers.
-
-    Args:
-        config: of the model.
-        more: further levers, label and `KEY VALUE ...`.
-    """
-
-    def crbp(label: str, *overrides: Any) -> Variant:
-        return Variant(label, config, ("CRBP.CONVOLUTION", "direct", *overrides))
-
-    fewer_steps = (
-        crbp("crbp 20/15, tested at 5", "CRBP.TEST_STEPS", 5),
-        crbp("crbp 20/15, tested at 5, compiled", "CRBP.TEST_STEPS", 5, "CRBP.COMPILE", True),
-    )
-    return (
-        crbp("crbp 20/15, plain"),
-        *(crbp(f"bptt {steps}", *_bptt(steps)) for steps in (1, 3, 5, 20)),
-        crbp("rbp 20/15", "CRBP.ALGORITHM", "rbp"),
-        crbp("crbp 10/7", "CRBP.STEPS", 10, "CRBP.NEUMANN_TERMS", 7),
-        crbp("crbp 20/15, penalty on 4", "CRBP.PENALTY_SAMPLES", 4),
-        crbp("crbp 20/15, chunks of 1", "CRBP.CHUNK_SAMPLES", 1),
-        crbp("crbp 20/15, bf16", "CRBP.SOLVE_PRECISION", "bf16"),
-        crbp("crbp 20/15, compiled", "CRBP.COMPILE", True),
-        crbp("crbp 20/7, Anderson adjoint", *ANDERSON_ADJOINT),
-        crbp(
-            "crbp 20/7, Anderson adjoint, bf16", *ANDERSON_ADJOINT, "CRBP.SOLVE_PRECISION", "bf16"
-        ),
-        *(replace(variant, only_inference=True) for variant in fewer_steps),
-        crbp("crbp 12/7, Anderson", *ANDERSON),
-        crbp("crbp 12/7, Anderson, bf16", *ANDERSON, "CRBP.SOLVE_PRECISION", "bf16"),
-        *(crbp(*lever) for lever in more),
-    )
-
-
-def _bptt(steps: int) -> tuple[Any, ...]:
-    return ("CRBP.ALGORITHM", "bptt", "CRBP.STEPS", steps)
-
-
-ANDERSON_ADJOINT = ("CRBP.NEUMANN_TERMS", 7, "CRBP.ADJOINT_ACCELERATION", "anderson")
-ANDERSON = (*ANDERSON_ADJOINT, "CRBP.STEPS", 12, "CRBP.FORWARD_ACCELERATION", "anderson")
-"""In place of 20 plain steps and 15 terms; how near to the exact gradient: docs/benchmarks.md."""
-
-_PANOPTIC = (
-    Variant("feed-forward", "R50_FPN_1x.yaml"),
-    *_recurrent("R50_FPN_crbp_1x.yaml"),
+_TRAINING = (
+    FEED_FORWARD,
+    "crbp 20/15, plain",
+    "bptt 1",
+    "bptt 3",
+    "bptt 5",
+    "bptt 20",
+    "rbp 20/15",
+    "crbp 10/7",
+    "crbp 20/15, penalty on 4",
+    "crbp 20/15, chunks of 1",
+    "crbp 20/15, bf16",
+    "crbp 20/15, compiled",
+    "crbp 20/7, Anderson adjoint",
+    "crbp 20/7, Anderson adjoint, bf16",
+    "crbp 20/7, Anderson adjoint, bf16, compiled",
+    "crbp 12/7, Anderson",
+    "crbp 12/7, Anderson, bf16",
 )
+"""C-RBP over 20 steps with 15 Neumann terms and every lever off, its rivals, and its levers; how
+near to the exact gradient the accelerated ones are is in docs/benchmarks.md."""
+_INFERENCE = (
+    FEED_FORWARD,
+    "crbp 20/15, plain",
+    "crbp 20/15, compiled",
+    "crbp 12/7, Anderson, bf16",
+    "crbp 20/15, tested at 5",
+    "crbp 20/15, tested at 5, compiled",
+)
+_FOURIER = ("crbp 20/15, FFT", "crbp 20/7, Anderson adjoint, FFT", "bptt 6, FFT")
+_PANOPTIC: dict[str, Any] = {
+    "feed_forward": "R50_FPN_1x.yaml",
+    "recurrent": "R50_FPN_crbp_1x.yaml",
+    "training": _TRAINING,
+    "inference": _INFERENCE,
+}
 
 SUBJECTS: Mapping[str, Subject] = {
-    "head": Subject(
-        mask_head,
-        Load(count=8, size=RESOLUTION),
-        variants=_PANOPTIC,
-    ),
+    "head": Subject(mask_head, Load(count=8, size=RESOLUTION), **_PANOPTIC),
     "pathfinder": Subject(
         contour_model,
         Load(count=2, size=64),
-        variants=(
-            Variant("feed-forward", "pathfinder/feedforward_14.yaml"),
-            *_recurrent(
-                "pathfinder/hgru_14.yaml",
-                [
-                    ("crbp 20/15, FFT", "CRBP.CONVOLUTION", "fft"),
-                    (
-                        "crbp 20/7, Anderson adjoint, FFT",
-                        *ANDERSON_ADJOINT,
-                        "CRBP.CONVOLUTION",
-                        "fft",
-                    ),
-                    ("bptt 6, FFT", *_bptt(6), "CRBP.CONVOLUTION", "fft"),
-                ],
-            ),
-        ),
+        feed_forward="pathfinder/feedforward_14.yaml",
+        recurrent="pathfinder/hgru_14.yaml",
+        training=(*_TRAINING, *_FOURIER),
+        inference=(*_INFERENCE, *_FOURIER),
     ),
-    "model": Subject(
-        panoptic_model,
-        Load(count=1, size=320),
-        variants=_PANOPTIC,
-    ),
+    "model": Subject(panoptic_model, Load(count=1, size=320), **_PANOPTIC),
 }
-"""By name. To measure another variant, add it to those of a subject."""
+"""By name."""
