@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from crbp_d2.analysis.outputs import Batch, change_since, find_recurrence
 from crbp_d2.core.circuit import Circuit
-from crbp_d2.core.state import Parts, rows
+from crbp_d2.core.state import Parts, initial_state, rows
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def observe_circuit(model: Any, batch: Batch, at: Sequence[int]) -> Observed:
             handle.remove()
     drive = entered["drive"]
     return Observed(
-        circuit=Circuit(recurrence.cell, drive, recurrence.initial_state(drive)),
+        circuit=Circuit(recurrence.cell, drive, initial_state(recurrence.cell, drive)),
         states=states,
         changes=torch.stack(changes),
         pooled=torch.stack(pooled),

@@ -9,9 +9,9 @@ one more value of each penalty, whatever the number of steps.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, TypeAlias
 
 import torch
@@ -21,27 +21,13 @@ from torch.autograd.function import once_differentiable
 from crbp_d2.core.checks import refuse_coupled_samples
 from crbp_d2.core.diagnostics import AdjointReport, Diagnostics
 from crbp_d2.core.errors import ConfigurationError
-from crbp_d2.core.penalties import Penalty
 from crbp_d2.core.result import RecurrenceResult
-from crbp_d2.core.state import Parts, to_parts
+from crbp_d2.core.state import Drive, Parts, State, from_parts, to_parts
 from crbp_d2.core.unrolled import Estimator
 
 Record: TypeAlias = Callable[[slice, Parts, Parts], RecurrenceResult]
 """`record(samples, drives, before)`: the last step of some samples, with gradients into `drives`;
 the same at every call but for random numbers."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """What the samples of a chunk stand for.
-
-    Attributes:
-        total: number of samples of the whole batch.
-        quotas: name of a penalty -> over how many samples of the chunk it is taken.
-    """
-
-    total: int
-    quotas: Mapping[str, int]
 
 
 def require_chunks(
@@ -83,17 +69,31 @@ def chunks_of(count: int, size: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def shares_of(chunks: Sequence[slice], penalties: Sequence[Penalty]) -> dict[int, Share]:
-    """The share of each chunk, by its first position. Where a penalty is taken over some samples
-    only, these are drawn from the whole batch."""
-    total = chunks[-1].stop
-    quotas: list[dict[str, int]] = [{} for _ in chunks]
-    # On the CPU, as reading it from a GPU would wait for all that runs there.
-    for penalty in penalties:
-        drawn = torch.randperm(total, device="cpu")[: penalty.max_samples]
-        for chunk, quota in zip(chunks, quotas, strict=True):
-            quota[penalty.name] = int(((drawn >= chunk.start) & (drawn < chunk.stop)).sum())
-    return {chunk.start: Share(total, quota) for chunk, quota in zip(chunks, quotas, strict=True)}
+def cut(tensors: Any, samples: slice) -> Any:
+    """A drive or state of some of the samples, in the structure it has."""
+    return from_parts(tuple(part[samples] for part in to_parts(tensors)), tensors)
+
+
+def run_in_chunks(
+    chunks: Sequence[slice],
+    run: Callable[[Any, Any], RecurrenceResult],
+    drive: Drive,
+    start: State,
+) -> RecurrenceResult:
+    """All steps of all samples, without gradients.
+
+    Args:
+        chunks: that make up the batch, in its order; at least one.
+        run: `run(drive, start)` of some samples.
+        drive: of all samples.
+        start: of all samples.
+    """
+    results = [run(cut(drive, samples), cut(start, samples)) for samples in chunks]
+    states = zip(*(to_parts(result.state) for result in results), strict=True)
+    return RecurrenceResult(
+        state=from_parts(tuple(torch.cat(parts) for parts in states), start),
+        diagnostics=merge([result.diagnostics for result in results]),
+    )
 
 
 def record_in_chunks(

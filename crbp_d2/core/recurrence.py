@@ -7,29 +7,17 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from crbp_d2.core import checks
 from crbp_d2.core.cells.parts import statistics_kept
-from crbp_d2.core.checks import (
-    check_dependence,
-    refuse_coupled_samples,
-    refuse_inference_tensors,
-    require_penalties,
-    require_policy,
-    require_solve_precision,
-    require_spread,
-    require_step,
-    require_stoppable,
-    require_tolerance,
-)
 from crbp_d2.core.chunks import (
-    Share,
     chunks_of,
-    merge,
+    cut,
     record_in_chunks,
     refuse_coupled_chunks,
     require_chunks,
-    shares_of,
+    run_in_chunks,
 )
 from crbp_d2.core.circuit import Cell, Circuit
 from crbp_d2.core.diagnostics import Diagnostics, relative_residual
@@ -42,12 +30,8 @@ from crbp_d2.core.guard import (
     explain_non_finite,
     finite_samples,
 )
-from crbp_d2.core.penalties import (
-    LipschitzCoefficientPenalty,
-    Penalty,
-    WeightSchedule,
-    weight_at,
-)
+from crbp_d2.core.penalised import Share, penalise, shares_of
+from crbp_d2.core.penalties import LipschitzCoefficientPenalty, Penalty
 from crbp_d2.core.precision import lowers
 from crbp_d2.core.result import RecurrenceResult
 from crbp_d2.core.state import (
@@ -55,10 +39,9 @@ from crbp_d2.core.state import (
     Parts,
     State,
     from_parts,
-    select_samples,
+    initial_state,
     to_parts,
     where_samples,
-    zero_state,
 )
 from crbp_d2.core.unrolled import Estimator, Run, Unrolled
 
@@ -151,17 +134,17 @@ class Recurrence(nn.Module):
         if penalties is None:
             penalties = (LipschitzCoefficientPenalty(),) if penalised else ()
         self.penalties = tuple(penalties)
-        require_step(self.steps)
-        require_step(self.test_steps, "test_steps")
-        require_spread(steps_spread, steps)
-        require_tolerance("tolerance", tolerance)
+        checks.require_step(self.steps)
+        checks.require_step(self.test_steps, "test_steps")
+        checks.require_spread(steps_spread, steps)
+        checks.require_tolerance("tolerance", tolerance)
         self.estimator.check(self._fewest_steps, tolerance)
         self.set_test_tolerance(test_tolerance)
-        require_solve_precision(solve_precision, algorithm, self.estimator)
+        checks.require_solve_precision(solve_precision, algorithm, self.estimator)
         if tolerance is not None:
-            refuse_coupled_samples(cell)
+            checks.refuse_coupled_samples(cell)
         require_early(early_from, self._fewest_steps, self.estimator)
-        require_policy(on_nonfinite)
+        checks.require_policy(on_nonfinite)
         require_chunks(
             chunk_samples,
             cell,
@@ -169,7 +152,7 @@ class Recurrence(nn.Module):
             early=early_from is not None,
             on_nonfinite=on_nonfinite,
         )
-        require_penalties(algorithm, penalised, self.penalties, cell)
+        checks.require_penalties(algorithm, penalised, self.penalties, cell)
         # Kept out of the module's children: a compiled copy would put every parameter twice in the
         # state dict.
         object.__setattr__(self, "_compiled_cell", torch.compile(cell) if compile_steps else None)
@@ -182,8 +165,8 @@ class Recurrence(nn.Module):
         Raises:
             ConfigurationError: not above 0, or the estimator's steps can't be stopped.
         """
-        require_tolerance("test_tolerance", test_tolerance)
-        require_stoppable(self.estimator, test_tolerance)
+        checks.require_tolerance("test_tolerance", test_tolerance)
+        checks.require_stoppable(self.estimator, test_tolerance)
         self.test_tolerance = test_tolerance
 
     @contextmanager
@@ -196,7 +179,7 @@ class Recurrence(nn.Module):
             ConfigurationError: fewer than one step.
         """
         if steps is not None:
-            require_step(steps)
+            checks.require_step(steps)
         previous, self._observation = self._observation, (observe, steps)
         try:
             yield
@@ -230,16 +213,16 @@ class Recurrence(nn.Module):
             NonFiniteError: a state or (in the backward pass) a gradient is not finite.
             ConfigurationError: the estimator can't work with this number of steps.
         """
-        template = self.initial_state(drive) if state is None else state
+        template = initial_state(self.cell, drive) if state is None else state
         start = to_parts(template)
         recorded = torch.is_grad_enabled() and self._requires_gradients(drive, start)
         if recorded:
-            refuse_inference_tensors((*_tensors(drive), *start))
+            checks.refuse_inference_tensors((*to_parts(drive), *start))
         if self._observation is not None and observe is None:
             observe, observed_steps = self._observation
             steps = observed_steps if steps is None else steps
         steps = self._draw_steps() if steps is None else steps
-        require_step(steps)
+        checks.require_step(steps)
         if self.chunk_samples is not None and observe is None:
             slices = chunks_of(len(start[0]), self.chunk_samples)
             if len(slices) > 1:
@@ -268,7 +251,7 @@ class Recurrence(nn.Module):
         if recorded and self.training and self.early_from is not None and steps > 1:
             early = EarlyStep(min(steps, self._fewest_steps), self.early_from)
             observe = early.watch(start, observe)
-        lowered = lowers(self.solve_precision, (*_tensors(drive), *start))
+        lowered = lowers(self.solve_precision, (*to_parts(drive), *start))
         run = Run(steps, tolerance, observe, lowered=lowered)
         unrolled = self._unroll(circuit, start, run, recorded)
         finite = finite_samples(unrolled.after)
@@ -301,11 +284,19 @@ class Recurrence(nn.Module):
             result.state = guarded(unrolled.state)
             result.states = [guarded(parts) for parts in unrolled.trajectory]
             if not self._checked:
-                check_dependence(self.cell, unrolled)
+                checks.check_dependence(self.cell, unrolled)
                 self._checked = True
             if penalised:
                 usable = None if all_finite else finite.nonzero().flatten()
-                self._penalise(circuit, unrolled, usable, result, iteration, share)
+                penalise(
+                    self.penalties,
+                    circuit,
+                    unrolled,
+                    result,
+                    iteration=iteration,
+                    usable=usable,
+                    share=share,
+                )
             if early is not None:
                 with statistics_kept(self.cell):
                     parts = early.record(circuit)
@@ -322,32 +313,18 @@ class Recurrence(nn.Module):
         recorded: bool,
     ) -> RecurrenceResult:
         refuse_coupled_chunks(self.cell)
-        drives, start = _tensors(drive), to_parts(template)
-
-        def cut(tensors: Parts, samples: slice, like: State | Drive) -> Any:
-            return from_parts(tuple(tensor[samples] for tensor in tensors), like)
-
         if not recorded:
-            results = [
-                self._run(
-                    cut(drives, samples, drive),
-                    cut(start, samples, template),
-                    iteration,
-                    steps,
-                    recorded,
-                )
-                for samples in chunks
-            ]
-            states = zip(*(to_parts(result.state) for result in results), strict=True)
-            return RecurrenceResult(
-                state=from_parts(tuple(torch.cat(parts) for parts in states), template),
-                diagnostics=merge([result.diagnostics for result in results]),
-            )
+
+            def whole(some: Drive, start: State) -> RecurrenceResult:
+                return self._run(some, start, iteration, steps, recorded)
+
+            return run_in_chunks(chunks, whole, drive, template)
+        drives, start = to_parts(drive), to_parts(template)
         run = Run(steps, self._tolerance(), lowered=lowers(self.solve_precision, (*drives, *start)))
         advanced = []
         for samples in chunks:
             begin = tuple(part[samples].detach() for part in start)
-            circuit = self._circuit(cut(drives, samples, drive), from_parts(begin, template))
+            circuit = self._circuit(cut(drive, samples), from_parts(begin, template))
             advanced.append(self.estimator.advance(circuit, begin, run))
             if not bool(finite_samples(advanced[-1][0]).all()):
                 raise explain_non_finite(circuit, begin, steps)
@@ -386,16 +363,8 @@ class Recurrence(nn.Module):
     def _tolerance(self) -> float | None:
         tolerance = self.tolerance if self.training else self.test_tolerance
         if tolerance is not None:
-            refuse_coupled_samples(self.cell)
+            checks.refuse_coupled_samples(self.cell)
         return tolerance
-
-    def initial_state(self, drive: Drive) -> State:
-        """Where a run starts unless told otherwise: the cell's own start, or zeros like the
-        drive."""
-        if hasattr(self.cell, "initial_state"):
-            return cast(Any, self.cell).initial_state(drive)
-        first = drive if isinstance(drive, Tensor) else drive[0]
-        return zero_state(first)
 
     def extra_repr(self) -> str:
         """Algorithm, steps and penalties, as shown when a model is printed."""
@@ -425,41 +394,5 @@ class Recurrence(nn.Module):
         run.seen(run.steps, after)
         return Unrolled(after, before, after, taken + 1)
 
-    def _penalise(
-        self,
-        circuit: Circuit,
-        unrolled: Unrolled,
-        usable: Tensor | None,
-        result: RecurrenceResult,
-        iteration: float,
-        share: Share | None,
-    ) -> None:
-        """Put the penalties into the result, over all samples or those that `usable` indexes."""
-        for penalty in self.penalties:
-            weight = weight_at(penalty.weight, iteration)
-            if not weight and isinstance(penalty.weight, WeightSchedule):
-                continue
-            before, after, chosen = unrolled.before, unrolled.after, usable
-            samples = len(before[0]) if usable is None else len(usable)
-            total = samples if share is None else share.total
-            most = total if penalty.max_samples is None else min(penalty.max_samples, total)
-            quota = most if share is None else share.quotas[penalty.name]
-            if quota < samples:
-                drawn = torch.randperm(samples, device=before[0].device)[:quota]
-                chosen = drawn if usable is None else usable[drawn]
-            part = quota if penalty.reduction == "mean" else total
-            if chosen is not None:
-                before = select_samples(before, chosen)
-                with statistics_kept(self.cell):
-                    after = circuit.select(chosen)(before)
-            value = penalty(before, after) * (part / max(most, 1))
-            result.diagnostics.penalties[penalty.name] = value.detach()
-            # A constant weight of zero monitors: nothing to differentiate then.
-            result.penalties[penalty.name] = weight * (value if weight else value.detach())
-
     def _requires_gradients(self, drive: Drive, start: Parts) -> bool:
-        return any(t.requires_grad for t in (*self.cell.parameters(), *_tensors(drive), *start))
-
-
-def _tensors(drive: Drive) -> tuple[Tensor, ...]:
-    return (drive,) if isinstance(drive, Tensor) else tuple(drive)
+        return any(t.requires_grad for t in (*self.cell.parameters(), *to_parts(drive), *start))

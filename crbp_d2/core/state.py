@@ -20,8 +20,8 @@ Drive: TypeAlias = Tensor | Sequence[Tensor]
 VectorJacobianProduct: TypeAlias = Callable[[Parts], Parts]
 
 
-def to_parts(state: State) -> Parts:
-    """The tuple form of a state."""
+def to_parts(state: State | Drive) -> Parts:
+    """The tuple form of a state or a drive."""
     return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
@@ -113,3 +113,9 @@ def zero_state(drive: Tensor) -> Tensor:
     half = drive.dtype in (torch.float16, torch.bfloat16)
     autocast = torch.is_autocast_enabled(drive.device.type)
     return torch.zeros_like(drive, dtype=torch.float32 if half and autocast else None)
+
+
+def initial_state(cell: object, drive: Drive) -> State:
+    """Where a run starts unless told otherwise: the cell's own start, or zeros like the drive."""
+    start: Callable[[Drive], State] | None = getattr(cell, "initial_state", None)
+    return zero_state(to_parts(drive)[0]) if start is None else start(drive)

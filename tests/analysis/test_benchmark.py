@@ -44,7 +44,8 @@ def test_variants_take_turns_and_are_compared_within_a_round():
     assert order == ["a", "b"] * 4
     assert first.ratios == [1, 1, 1] and len(second.seconds) == 3
     assert second.ratios == [b / a for a, b in zip(first.seconds, second.seconds, strict=True)]
-    assert len(list(markdown([first, second]))) == 4
+    *_, line = markdown([first, second])
+    assert line.startswith("| b | ") and line.endswith(" | - | - |")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU its allocator is asked instead")

@@ -137,10 +137,11 @@ def markdown(measurements: list[Measurement]) -> Iterator[str]:
     yield f"| variant | time, ratio to {first} (min-max) | seconds | memory, MB | resident, MB |"
     yield "|---|---|---|---|---|"
     for one in measurements:
-        resident = "-" if one.resident_bytes is None else f"{one.resident_bytes / 1e6:.0f}"
         ratio = statistics.median(one.ratios)
+        # Predictions save nothing for a backward pass.
+        sizes = (one.peak_bytes, one.resident_bytes)
+        memory = (f"{size / 1e6:.0f}" if size else "-" for size in sizes)
         yield (
             f"| {one.label} | {ratio:.2f} ({min(one.ratios):.2f}-{max(one.ratios):.2f}) "
-            f"| {statistics.median(one.seconds):.3f} | {one.peak_bytes / 1e6:.0f} "
-            f"| {resident} |"
+            f"| {statistics.median(one.seconds):.3f} | {' | '.join(memory)} |"
         )
