@@ -5,6 +5,7 @@ The circuits settle within the steps, so that ways of solving that differ come t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,12 @@ LEVERS: dict[str, tuple[str, dict[str, Any], dict[torch.dtype, float]]] = {
         {SINGLE: 1e-3, DOUBLE: 1e-5},
     ),
     "bfloat16": ("direct", PLAIN | {"solve_precision": "bf16"}, {SINGLE: 1e-2, DOUBLE: 0.0}),
+    "compiled": ("direct", PLAIN | {"compile_steps": True}, {SINGLE: 1e-4, DOUBLE: 1e-12}),
+    "bfloat16, compiled": (
+        "direct",
+        PLAIN | {"solve_precision": "bf16", "compile_steps": True},
+        {SINGLE: 1e-2, DOUBLE: 1e-12},
+    ),
 }
 
 
@@ -87,9 +94,11 @@ def learn(name: str, dtype: torch.dtype, convolution: str, options):
 )  # fmt: skip
 def test_a_lever_changes_no_more_than_it_may(lever, name, dtype):
     convolution, options, allowed = LEVERS[lever]
+    if options.get("compile_steps") and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
     plain = learn(name, dtype, "direct", PLAIN)
     found = learn(name, dtype, convolution, options)
-    if lever == "bfloat16":
+    if lever.startswith("bfloat16"):
         # It is held to a hundredth of the whole gradient: small parts of it differ by more.
         plain, found = (
             [*values[:2], torch.cat([value.reshape(-1) for value in values[2:]])]
