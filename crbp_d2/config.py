@@ -1,8 +1,16 @@
-"""The configuration node of this plugin."""
+"""The configuration node of this plugin, and configurations read from files and command lines."""
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from crbp_d2.core import ConfigurationError
 
 
 def add_crbp_config(cfg: CfgNode) -> None:
@@ -176,3 +184,43 @@ def add_crbp_config(cfg: CfgNode) -> None:
         message="which draws on both sides of STEPS. EXTRA_STEPS 8 with STEPS 16 is STEPS_SPREAD 4 "
         "with STEPS 20",
     )
+
+
+def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The configuration that a file and `KEY VALUE ...` describe, not frozen.
+
+    Raises:
+        ConfigurationError: there is no such file, it can't be read, or a key or value can't be.
+    """
+    if not PathManager.isfile(config_file):
+        raise ConfigurationError(
+            f"--config-file {config_file or '(none given)'}: no such file; name one, as "
+            "configs/quick/shapes_crbp.yaml"
+        )
+    cfg = get_cfg()
+    add_crbp_config(cfg)
+    try:
+        cfg.merge_from_file(config_file)
+    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"--config-file {config_file}: {_said(error, cfg)}") from error
+    try:
+        cfg.merge_from_list(list(overrides))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigurationError(f"KEY VALUE on the command line: {_said(error, cfg)}") from error
+    return cfg
+
+
+def _said(error: Exception, cfg: CfgNode) -> str:
+    """The message of an error, with the keys that an unknown one may have been meant to be."""
+    message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
+    near = difflib.get_close_matches(unknown[1], list(_keys(cfg)), cutoff=0.8) if unknown else []
+    return f"{message}; did you mean {' or '.join(near)}?" if near else message
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -7,14 +7,14 @@ import logging
 import os
 import pickle
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -33,13 +33,14 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 import crbp_d2.modeling  # noqa: F401  registers heads and backbone
-from crbp_d2.config import add_crbp_config
+from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import (
     build_test_loader,
     build_train_loader,
     ensure_prepared,
     register_from_file,
+    require_registered,
     require_same_classes,
     set_num_classes,
 )
@@ -187,25 +188,6 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
 
-def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """The configuration that a file and `KEY VALUE ...` describe, not frozen.
-
-    Raises:
-        ConfigurationError: there is no such config file.
-        KeyError: the config has an unknown key.
-    """
-    if not PathManager.isfile(config_file):
-        raise ConfigurationError(
-            f"--config-file {config_file or '(none given)'}: no such file; name one, as "
-            "configs/quick/shapes_crbp.yaml"
-        )
-    cfg = get_cfg()
-    add_crbp_config(cfg)
-    cfg.merge_from_file(config_file)
-    cfg.merge_from_list(list(overrides))
-    return cfg
-
-
 def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
     """Make a configuration's data sets ready, fill in what follows from them, and freeze it.
 
@@ -216,8 +198,7 @@ def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
         eval_only: the training data are not needed.
 
     Raises:
-        DatasetError: a data set can't be used.
-        KeyError: a data set is not registered.
+        DatasetError: a data set is not registered, or can't be used.
     """
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("no GPU is available: running on the CPU")
@@ -227,7 +208,11 @@ def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     if cfg.CRBP.DATASETS_FILE:
         register_from_file(cfg.CRBP.DATASETS_FILE)
-    names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    names = []
+    for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            require_registered(name, f"DATASETS.{key}")
+            names.append(name)
     for name in names:
         ensure_prepared(name)
     require_same_classes(names)
@@ -243,7 +228,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: of `argument_parser`.
 
     Raises:
-        ConfigurationError, DatasetError, KeyError: see `read_config` and `prepare`.
+        ConfigurationError, DatasetError: see `read_config` and `prepare`.
     """
     cfg = read_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="crbp_d2")

@@ -20,8 +20,9 @@ import torch
 from tqdm import tqdm
 
 from crbp_d2.analysis.benchmark.measure import machine
+from crbp_d2.config import read_config
 from crbp_d2.data import build_train_loader
-from crbp_d2.engine import prepare, read_config
+from crbp_d2.engine import prepare
 
 
 def main() -> None:

@@ -5,13 +5,18 @@ import sys
 
 from detectron2.engine import launch
 
+from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError
-from crbp_d2.engine import argument_parser, main
+from crbp_d2.engine import argument_parser, main, prepare
 
 if __name__ == "__main__":
     arguments = argument_parser().parse_args()
     try:
+        if arguments.num_gpus > 1:
+            # A mistake found by a process that was launched comes within its traceback.
+            cfg = read_config(arguments.config_file, arguments.opts)
+            prepare(cfg, eval_only=arguments.eval_only)
         launch(
             main,
             arguments.num_gpus,

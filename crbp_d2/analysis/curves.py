@@ -22,9 +22,9 @@ from matplotlib.lines import Line2D
 from crbp_d2.analysis.figures import COLOURS, STYLE, line_style, new_figure
 from crbp_d2.analysis.published import final_scores
 from crbp_d2.analysis.runs import require_different_labels, split_label
+from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import write_whole
-from crbp_d2.engine import read_config
 
 logger = logging.getLogger(__name__)
 

@@ -59,6 +59,7 @@ CONTENDERS = (
     Contender(
         "rbp, Anderson adjoint 20/7, bf16", "rbp", ANDERSON_ADJOINT | {"solve_precision": "bf16"}
     ),
+    Contender("rbp, Anderson adjoint 20/10", "rbp", ANDERSON_ADJOINT | {"neumann_terms": 10}),
     Contender(
         "rbp, Anderson 12/7",
         "rbp",

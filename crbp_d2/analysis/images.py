@@ -21,13 +21,14 @@ from detectron2.modeling import PanopticFPN, SemanticSegmentor
 
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.runs import Run
+from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError, set_num_classes
 from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.pathfinder import load_sample
 from crbp_d2.data.pathfinder.draw import Bytes
 from crbp_d2.data.pathfinder.images import Record
-from crbp_d2.engine import load_model, prepare, read_config
+from crbp_d2.engine import load_model, prepare
 from crbp_d2.evaluation.pictures import ground_truth
 
 logger = logging.getLogger(__name__)

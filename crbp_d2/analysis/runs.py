@@ -9,8 +9,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
-from crbp_d2.engine import load_model, prepare, read_config
+from crbp_d2.engine import load_model, prepare
 
 
 @dataclass(frozen=True)

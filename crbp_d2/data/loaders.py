@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,26 @@ from .pathfinder import PathfinderMapper
 from .pathfinder.images import EVALUATOR_TYPE, PathfinderImages
 from .sampler import build_resumable_train_loader
 from .validate import DatasetError
+
+
+def require_registered(name: str, key: str) -> None:
+    """Refuse a name that no data set has.
+
+    Args:
+        name: of a data set.
+        key: of the configuration that gives it, for the message.
+
+    Raises:
+        DatasetError: naming those that it may have been meant to be.
+    """
+    if name in DatasetCatalog:
+        return
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), cutoff=0.8)
+    meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise DatasetError(
+        f"{key}: no data set is registered as {name!r}{meant}; register your own with "
+        "register_panoptic or register_pathfinder, or name their YAML file in CRBP.DATASETS_FILE"
+    )
 
 
 def is_pathfinder(name: str) -> bool:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.page import load_runs, write_page
+from crbp_d2.config import read_config
 from crbp_d2.data import set_num_classes
-from crbp_d2.engine import read_config
 from tests.modeling.conftest import CONFIGS
 
 LABEL = "<script>&" + "-of-a-long-name" * 4

@@ -35,10 +35,10 @@ from crbp_d2.analysis.predictions import (
     side_by_side,
     title_height,
 )
+from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError, ensure_prepared, register_panoptic, set_num_classes
 from crbp_d2.data.pathfinder import PathfinderImages, load_sample
-from crbp_d2.engine import read_config
 from crbp_d2.evaluation.pictures import MINIMUM_SIDE
 from tests.data.panoptic_data import HEIGHT, WIDTH, write_panoptic
 from tests.evaluation.models import tiny_config

@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import build_model
 
 import crbp_d2.modeling  # noqa: F401  registers RecurrentMaskHead
+from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.core.estimators import ImplicitGradient
 from crbp_d2.modeling.build import recurrence
@@ -41,6 +42,27 @@ def test_every_config_builds(name, load_config):
 )
 def test_trainable_parameters_are_the_published_numbers(name, parameters, load_config):
     assert trainable(build_model(load_config(name))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("CRBP: {STEPZ: 3}", "one.yaml: .*CRBP.STEPZ; did you mean CRBP.STEPS"),
+        ("CRBP: {STEPS: many}", "one.yaml: Type mismatch.*CRBP.STEPS"),
+        ("CRBP: {EXTRA_STEPS: 8}", "one.yaml: .*CRBP.STEPS_SPREAD"),
+        ("CRBP: [", "one.yaml: while parsing"),
+        ("_BASE_: other.yaml", "one.yaml: .*other.yaml"),
+    ],
+)
+def test_a_config_file_that_cannot_be_read_is_named_with_the_key(content, message, tmp_path):
+    (tmp_path / "one.yaml").write_text(content)
+    with pytest.raises(ConfigurationError, match=message):
+        read_config(str(tmp_path / "one.yaml"))
+
+
+def test_overrides_come_in_pairs():
+    with pytest.raises(ConfigurationError, match="command line: .*odd length"):
+        read_config(str(CONFIGS / "quick" / "shapes_crbp.yaml"), ["CRBP.STEPS"])
 
 
 @pytest.mark.parametrize(

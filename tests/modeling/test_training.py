@@ -155,6 +155,18 @@ def test_a_run_goes_on_exactly_where_it_was_interrupted(shapes, tmp_path):
             ),
             "no such folder",
         ),
+        (
+            ("--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml", "CRBP.STEPZ", 3),
+            "Non-existent key: CRBP.STEPZ; did you mean CRBP.STEPS",
+        ),
+        (
+            (
+                *("--num-gpus", 2, "--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml"),
+                *("DATASETS.TEST", "('pathfinder_tini_val',)", "OUTPUT_DIR", "out"),
+            ),
+            "DATASETS.TEST: no data set is registered as 'pathfinder_tini_val' (did you mean "
+            "pathfinder_tiny_val",
+        ),
     ],
 )
 def test_a_mistake_ends_with_its_message_alone(arguments, message, tmp_path):

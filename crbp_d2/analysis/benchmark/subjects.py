@@ -23,8 +23,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from crbp_d2.analysis.benchmark.variants import FEED_FORWARD, Variant, parse_variant
+from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
-from crbp_d2.engine import read_config
 
 Losses = dict[str, Tensor]
 CHANNELS, RESOLUTION = 256, 14
