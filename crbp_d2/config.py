@@ -50,8 +50,8 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # has 1.0, which silently gives one-step gradients for large losses; 0.0 for no such cap.
     node.NEUMANN_NORM_CAP = 0.0
     # rbp, crbp: how the adjoint equation is solved. none is the series; anderson (Anderson
-    # acceleration) takes fewer products, NEUMANN_TERMS being their number then: 7 are as near to
-    # the exact gradient as a series of 15 (docs/benchmarks.md).
+    # acceleration) takes fewer products, NEUMANN_TERMS being their number then: 10 are as near to
+    # the exact gradient as a series of 15, and 7 nearly so (docs/benchmarks.md).
     node.ADJOINT_ACCELERATION = "none"
     # rbp, crbp: the same for the steps before the last one, STEPS being the evaluations of the
     # circuit; its states are then no longer those of plain steps. It gains nothing where the state

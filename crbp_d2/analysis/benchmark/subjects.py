@@ -22,6 +22,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+import crbp_d2.modeling  # noqa: F401  registers heads and backbone
 from crbp_d2.analysis.benchmark.variants import FEED_FORWARD, Variant, parse_variant
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
