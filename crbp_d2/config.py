@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
 from crbp_d2.core import ConfigurationError
+from crbp_d2.core.errors import did_you_mean
 
 
 def add_crbp_config(cfg: CfgNode) -> None:
@@ -214,8 +214,8 @@ def _said(error: Exception, cfg: CfgNode) -> str:
     """The message of an error, with the keys that an unknown one may have been meant to be."""
     message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
-    near = difflib.get_close_matches(unknown[1], list(_keys(cfg)), cutoff=0.8) if unknown else []
-    return f"{message}; did you mean {' or '.join(near)}?" if near else message
+    meant = did_you_mean(unknown[1], _keys(cfg)) if unknown else ""
+    return f"{message}; {meant}" if meant else message
 
 
 def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

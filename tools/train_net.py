@@ -13,7 +13,7 @@ from crbp_d2.engine import argument_parser, main, prepare
 if __name__ == "__main__":
     arguments = argument_parser().parse_args()
     try:
-        if arguments.num_gpus > 1:
+        if arguments.num_gpus * arguments.num_machines > 1:
             # A mistake found by a process that was launched comes within its traceback.
             cfg = read_config(arguments.config_file, arguments.opts)
             prepare(cfg, eval_only=arguments.eval_only)

@@ -50,7 +50,7 @@ def load_predictor(
             class names are known, as those of COCO are.
 
     Raises:
-        ConfigurationError, DatasetError, KeyError: see `crbp_d2.engine`.
+        ConfigurationError, DatasetError: see `crbp_d2.engine`.
         ConfigurationError: `DATASETS.TEST` is empty, so that classes have no name.
     """
     cfg = read_config(config_file, overrides)
@@ -94,7 +94,7 @@ def load_predictors(
         needs_data: see `load_predictor`.
 
     Raises:
-        ConfigurationError, DatasetError, KeyError: see `load_predictor`.
+        ConfigurationError, DatasetError: see `load_predictor`.
         ConfigurationError: the models are of different kinds or have the same label.
     """
     first, second, *_ = (*labels, "", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -28,6 +29,12 @@ class NonFiniteError(FloatingPointError):
 def choices(names: Iterable[str]) -> str:
     """Names as a readable list for messages."""
     return ", ".join(sorted(names))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean A or B?`, of the known names nearest to an unknown one; empty without any."""
+    near = difflib.get_close_matches(name, list(known), cutoff=0.8)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def refuse_tolerance(reason: str, tolerance: float | None) -> None:

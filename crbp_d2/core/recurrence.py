@@ -319,11 +319,11 @@ class Recurrence(nn.Module):
                 return self._run(some, start, iteration, steps, recorded)
 
             return run_in_chunks(chunks, whole, drive, template)
-        drives, start = to_parts(drive), to_parts(template)
+        drives, start = to_parts(drive), tuple(part.detach() for part in to_parts(template))
         run = Run(steps, self._tolerance(), lowered=lowers(self.solve_precision, (*drives, *start)))
         advanced = []
         for samples in chunks:
-            begin = tuple(part[samples].detach() for part in start)
+            begin = cut(start, samples)
             circuit = self._circuit(cut(drive, samples), from_parts(begin, template))
             advanced.append(self.estimator.advance(circuit, begin, run))
             if not bool(finite_samples(advanced[-1][0]).all()):
@@ -340,7 +340,7 @@ class Recurrence(nn.Module):
             try:
                 result = self._run(some, state, iteration, 1, True, penalised=training, share=share)
             except NonFiniteError:
-                begin = tuple(part[samples].detach() for part in start)
+                begin = cut(start, samples)
                 whole = self._circuit(some, from_parts(begin, template))
                 raise explain_non_finite(whole, begin, steps) from None
             # Of the whole run: the guard of the gradient names them.

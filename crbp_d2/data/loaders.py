@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,8 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from torch.utils.data import ConcatDataset, DataLoader
+
+from crbp_d2.core.errors import did_you_mean
 
 from .pathfinder import PathfinderMapper
 from .pathfinder.images import EVALUATOR_TYPE, PathfinderImages
@@ -35,11 +36,11 @@ def require_registered(name: str, key: str) -> None:
     """
     if name in DatasetCatalog:
         return
-    near = difflib.get_close_matches(name, DatasetCatalog.list(), cutoff=0.8)
-    meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+    meant = did_you_mean(name, DatasetCatalog.list())
     raise DatasetError(
-        f"{key}: no data set is registered as {name!r}{meant}; register your own with "
-        "register_panoptic or register_pathfinder, or name their YAML file in CRBP.DATASETS_FILE"
+        f"{key}: no data set is registered as {name!r}{f' ({meant})' if meant else ''}; register "
+        "your own with register_panoptic or register_pathfinder, or name their YAML file in "
+        "CRBP.DATASETS_FILE"
     )
 
 

@@ -167,6 +167,13 @@ def test_a_run_goes_on_exactly_where_it_was_interrupted(shapes, tmp_path):
             "DATASETS.TEST: no data set is registered as 'pathfinder_tini_val' (did you mean "
             "pathfinder_tiny_val",
         ),
+        (
+            (
+                *("--num-machines", 2, "--dist-url", "tcp://127.0.0.1:9"),
+                *("--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml", "CRBP.STEPZ", 3),
+            ),
+            "Non-existent key: CRBP.STEPZ; did you mean CRBP.STEPS",
+        ),
     ],
 )
 def test_a_mistake_ends_with_its_message_alone(arguments, message, tmp_path):

@@ -2,7 +2,7 @@
 
 from .measure import Measurement, interleave, markdown, resident_bytes
 from .subjects import SUBJECTS, Load, build_step
-from .variants import LEVERS, Variant, parse_variant
+from .variants import LEVERS, Variant
 
 __all__ = [
     "LEVERS",
@@ -13,6 +13,5 @@ __all__ = [
     "build_step",
     "interleave",
     "markdown",
-    "parse_variant",
     "resident_bytes",
 ]

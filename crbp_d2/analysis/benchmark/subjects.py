@@ -242,7 +242,8 @@ SUBJECTS: Mapping[str, Subject] = {
         feed_forward="pathfinder/feedforward_14.yaml",
         recurrent="pathfinder/hgru_14.yaml",
         training=(*_TRAINING, *_FOURIER),
-        inference=(*_INFERENCE, *_FOURIER),
+        # Without a gradient, an accelerated adjoint is no other variant.
+        inference=(*_INFERENCE, "crbp 20/15, FFT", "bptt 6, FFT"),
     ),
     "model": Subject(panoptic_model, Load(count=1, size=320), **_PANOPTIC),
 }

@@ -1,8 +1,7 @@
 """What a variant is called: `feed-forward`, or an algorithm with its steps and levers.
 
-crbp 20/15, plain                       20 steps, 15 Neumann terms, every lever off
-bptt 6, FFT
-crbp 20/7, Anderson adjoint, bf16, compiled, penalty on 8
+`crbp 20/15, plain` is 20 steps, 15 Neumann terms and every lever off; others are `bptt 6, FFT` and
+`crbp 20/7, Anderson adjoint, bf16, compiled, penalty on 8`.
 """
 
 from __future__ import annotations
