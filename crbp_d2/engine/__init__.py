@@ -1,0 +1,17 @@
+"""Training and evaluation with Detectron2's engine."""
+
+from .run import EXAMPLES, argument_parser, main, prepare, setup
+from .trainer import OPTIMIZERS, SeedIterations, Trainer
+from .weights import load_model
+
+__all__ = [
+    "EXAMPLES",
+    "OPTIMIZERS",
+    "SeedIterations",
+    "Trainer",
+    "argument_parser",
+    "load_model",
+    "main",
+    "prepare",
+    "setup",
+]

@@ -1,0 +1,138 @@
+"""Training and evaluation: what every process of a run executes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from crbp_d2.config import read_config
+from crbp_d2.data import (
+    ensure_prepared,
+    register_from_file,
+    require_registered,
+    require_same_classes,
+    set_num_classes,
+)
+from crbp_d2.data.storage import write_json
+from crbp_d2.evaluation.pictures import write_pictures
+
+from .trainer import Trainer
+from .weights import load_model
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  train on one GPU (or, without any, on the CPU):
+    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml
+  train on eight GPUs:
+    tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml --num-gpus 8
+  go on after an interruption:
+    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml --resume
+  evaluate, here with twice the steps of training:
+    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml --eval-only \\
+        MODEL.WEIGHTS output/model_final.pth CRBP.TEST_STEPS 40
+  change anything else:
+    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml CRBP.ALGORITHM bptt CRBP.STEPS 3
+
+on several machines run on each of them, with its rank:
+    tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml --num-gpus 8 \\
+        --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+"""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's command line."""
+    return default_argument_parser(epilog=EXAMPLES)
+
+
+def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
+    """Make a configuration's data sets ready, fill in what follows from them, and freeze it.
+
+    Numbers of classes are those of the data sets. Without a GPU the model goes to the CPU.
+
+    Args:
+        cfg: changed in place.
+        eval_only: the training data are not needed.
+
+    Raises:
+        DatasetError: a data set is not registered, or can't be used.
+    """
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
+        logger.warning("no GPU is available: running on the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        # Processes that all take all cores are several times slower than ones that share them.
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    if cfg.CRBP.DATASETS_FILE:
+        register_from_file(cfg.CRBP.DATASETS_FILE)
+    names = []
+    for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            require_registered(name, f"DATASETS.{key}")
+            names.append(name)
+    for name in names:
+        ensure_prepared(name)
+    require_same_classes(names)
+    for name in names[:1]:
+        set_num_classes(cfg, name)
+    cfg.freeze()
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The frozen configuration of a run, with its data sets ready and its log open.
+
+    Args:
+        args: of `argument_parser`.
+
+    Raises:
+        ConfigurationError, DatasetError: see `read_config` and `prepare`.
+    """
+    cfg = read_config(args.config_file, args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="crbp_d2")
+    prepare(cfg, eval_only=args.eval_only)
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Train, or evaluate with `--eval-only`: what every process of a run executes.
+
+    Writes `metrics.json`, checkpoints and TensorBoard events while training, and at the end
+    `results.json` and `predictions/*.png`, all under `OUTPUT_DIR`.
+
+    Args:
+        args: of `argument_parser`.
+
+    Returns:
+        The evaluation's results (on the main process).
+    """
+    cfg = setup(args)
+    results: Mapping[str, Any]
+    if args.eval_only:
+        model = load_model(cfg, resume=args.resume)
+        results = Trainer.test(cfg, model)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train()
+        model = trainer.model
+    if comm.is_main_process():
+        output = Path(cfg.OUTPUT_DIR)
+        write_json(output / "results.json", results)
+        if cfg.CRBP.PICTURES and cfg.DATASETS.TEST:
+            bare = getattr(model, "module", model)
+            write_pictures(cfg, bare, cfg.DATASETS.TEST[0], output / "predictions")
+        if args.eval_only:
+            verify_results(cfg, results)
+        logger.info("Results, checkpoints and pictures are in %s", output.resolve())
+    return results
