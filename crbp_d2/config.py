@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
 
 from crbp_d2.core import ConfigurationError
 from crbp_d2.core.errors import did_you_mean
@@ -186,33 +189,88 @@ def add_crbp_config(cfg: CfgNode) -> None:
     )
 
 
+# Detectron2 then takes the usual decay, and the usual rate.
+_MAY_BE_NONE = ("SOLVER.BIAS_LR_FACTOR", "SOLVER.WEIGHT_DECAY_NORM")
+
+
 def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     """The configuration that a file and `KEY VALUE ...` describe, not frozen.
+
+    Files are read as plain data: Detectron2 itself would run what a YAML tag as `!!python/object`
+    asks for.
 
     Raises:
         ConfigurationError: there is no such file, it can't be read, or a key or value can't be.
     """
-    if not PathManager.isfile(config_file):
+    if not os.path.isfile(config_file):
         raise ConfigurationError(
             f"--config-file {config_file or '(none given)'}: no such file; name one, as "
             "configs/quick/shapes_crbp.yaml"
         )
     cfg = get_cfg()
     add_crbp_config(cfg)
-    try:
-        cfg.merge_from_file(config_file)
-    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"--config-file {config_file}: {_said(error, cfg)}") from error
-    try:
+    with _naming(f"--config-file {config_file}", cfg):
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    with _naming("KEY VALUE on the command line", cfg):
         cfg.merge_from_list(list(overrides))
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ConfigurationError(f"KEY VALUE on the command line: {_said(error, cfg)}") from error
+    _require_values(cfg)
     return cfg
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a key by its full name."""
+    return functools.reduce(lambda node, name: node[name], key.split("."), cfg)
+
+
+@contextmanager
+def _naming(place: str, cfg: CfgNode) -> Iterator[None]:
+    """Whatever merging raises says in one line where, and which key may have been meant."""
+    try:
+        yield
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigurationError(
+            f"{place}: {error.problem}{_position(error)}; only plain values are read, for others "
+            "could run code: write the value itself"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        raise ConfigurationError(
+            f"{place}: {error.context or ''} {error.problem}{_position(error)}; correct the YAML"
+        ) from error
+    except (AttributeError, MemoryError, RecursionError, TypeError) as error:
+        raise ConfigurationError(
+            f"{place}: not keys with plain values ({type(error).__name__}: {error})"
+        ) from error
+    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{place}: {_said(error, cfg)}") from error
+
+
+def _position(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark
+    return "" if mark is None else f" in {mark.name}, line {mark.line + 1}"
+
+
+def _require_values(cfg: CfgNode) -> None:
+    """Refuse `None`, which Detectron2 lets take the place of any value, where nothing can use it.
+
+    Parts of models may: a norm of `None` is none.
+    """
+    default = get_cfg()
+    add_crbp_config(default)
+    for key in _keys(cfg):
+        usual = value_of(default, key)
+        if value_of(cfg, key) is not None or usual is None or key in _MAY_BE_NONE:
+            continue
+        if not key.startswith("MODEL."):
+            raise ConfigurationError(
+                f"{key}: None is no value of it; leave the key out for the default, {usual!r}"
+            )
 
 
 def _said(error: Exception, cfg: CfgNode) -> str:
     """The message of an error, with the keys that an unknown one may have been meant to be."""
     message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    if "\n" in message:
+        return f"{message.split()[-1]} is a group of keys; give values to single ones of them"
     unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
     meant = did_you_mean(unknown[1], _keys(cfg)) if unknown else ""
     return f"{message}; {meant}" if meant else message

@@ -83,7 +83,10 @@ def main() -> None:
         sys.stdout.write(f"{arguments.plot_only}.png, .pdf\n")
         return
     arguments.eval_only = True
-    cfg = setup(arguments)
+    try:
+        cfg = setup(arguments)
+    except ValueError as error:
+        parser.error(str(error))
     if not cfg.DATASETS.TEST:
         parser.error("DATASETS.TEST names no data set to evaluate on")
     output = Path(cfg.OUTPUT_DIR)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import (
     AMPTrainer,
@@ -29,6 +28,8 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
 from crbp_d2.evaluation import build_evaluator
+
+from .checkpoint import Checkpointer
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """Beside Detectron2's own SGD."""
@@ -76,9 +77,7 @@ class Trainer(DefaultTrainer):
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = kind(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg

@@ -52,12 +52,31 @@ def test_trainable_parameters_are_the_published_numbers(name, parameters, load_c
         ("CRBP: {EXTRA_STEPS: 8}", "one.yaml: .*CRBP.STEPS_SPREAD"),
         ("CRBP: [", "one.yaml: while parsing"),
         ("_BASE_: other.yaml", "one.yaml: .*other.yaml"),
+        ("_BASE_: one.yaml", "one.yaml: .*recursion"),
+        ("OUTPUT_DIR: !!python/name:os.system", "one.yaml, line 1; only plain values are read"),
+        ("", "one.yaml: not keys with plain values"),
+        ("- CRBP", "one.yaml: not keys with plain values"),
+        ("1: 2", "one.yaml: not keys with plain values"),
+        ("CRBP: 3", "one.yaml: CRBP is a group of keys"),
+        ("CRBP: {STEPS: '{[]: 1}'}", "one.yaml: not keys with plain values"),
+        ("CRBP: {STEPS: }", "CRBP.STEPS: None is no value of it; .*default, 20"),
+        ("SOLVER: {MAX_ITER: }", "SOLVER.MAX_ITER: None is no value of it"),
     ],
 )
 def test_a_config_file_that_cannot_be_read_is_named_with_the_key(content, message, tmp_path):
     (tmp_path / "one.yaml").write_text(content)
     with pytest.raises(ConfigurationError, match=message):
         read_config(str(tmp_path / "one.yaml"))
+
+
+def test_none_is_no_value_of_any_key(load_config):
+    config = str(CONFIGS / "quick" / "shapes_crbp.yaml")
+    for name in load_config("quick/shapes_crbp.yaml").CRBP:
+        with pytest.raises(ConfigurationError, match=rf"^CRBP\.{name}: None is no value of it"):
+            read_config(config, [f"CRBP.{name}", "None"])
+    # Detectron2 itself takes these.
+    none = ("SOLVER.WEIGHT_DECAY_NORM", "None", "MODEL.FPN.NORM", "None", "MODEL.WEIGHTS", "None")
+    assert read_config(config, none).SOLVER.WEIGHT_DECAY_NORM is None
 
 
 def test_overrides_come_in_pairs():

@@ -1,0 +1,173 @@
+"""Checkpoints for models that may have changed, in files that others may have made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from crbp_d2.core import ConfigurationError
+
+from .reading import is_counter, read_checkpoint, said
+
+# What Detectron2 once saved with every model, and now computes from the config.
+_COMPUTED = ("pixel_mean", "pixel_std")
+_ANCHORS = "anchor_generator.cell_anchors"
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which runs nothing that a file holds and says what does not fit.
+
+    A checkpoint that is resumed from has to fill the model exactly: every weight and every buffer,
+    and no other. Weights to start from may leave parts as they are, which the log tells. None may
+    be NaN or infinite.
+
+    Args:
+        model: to be filled.
+        save_dir: folder of checkpoints.
+        exact: all weights have to fill the model exactly.
+        options: of Detectron2's checkpointer.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, exact: bool = False, **options: Any
+    ) -> None:
+        super().__init__(model, save_dir, **options)
+        self.exact = exact
+        self._source = ""
+        self._resuming = False
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load from a file or an address.
+
+        Args:
+            path: of a format that `read_checkpoint` knows; empty for none.
+            checkpointables: what to load besides the model; `None` for all, to resume.
+
+        Raises:
+            ConfigurationError: it can't be fetched or read, or does not fit.
+        """
+        self._resuming = checkpointables is None
+        self._source = f"the last checkpoint, {path}" if self._resuming else f"MODEL.WEIGHTS {path}"
+        if path:
+            self._require_file(path)
+        try:
+            rest: dict[str, Any] = super().load(path, checkpointables)
+        finally:
+            # Left behind when loading fails, it would let the next call fail as well.
+            self._parsed_url_during_load = None
+        return rest
+
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint in the folder.
+
+        Raises:
+            ConfigurationError: `last_checkpoint` names none.
+        """
+        try:
+            path: str = super().get_checkpoint_file()
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(
+                f"{self.save_dir}/last_checkpoint: not the name of a checkpoint; write the name of "
+                "one of the .pth files there into it"
+            ) from error
+        return path
+
+    def _require_file(self, path: str) -> None:
+        try:
+            local = self.path_manager.get_local_path(urlparse(path)._replace(query="").geturl())
+        # What is raised depends on the kind of address.
+        except Exception as error:
+            raise ConfigurationError(f"{self._source}: can't be fetched ({said(error)})") from error
+        if not os.path.isfile(local):
+            raise ConfigurationError(f"{self._source}: no such file; check the path")
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            checkpoint = read_checkpoint(filename)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self._source}: {error}") from error
+        lacking = [name for name in self.checkpointables if name not in checkpoint]
+        if self._resuming and lacking:
+            raise ConfigurationError(
+                f"{self._source}: holds weights, but no state of a training to resume; start from "
+                "them, without --resume and with MODEL.WEIGHTS, in another OUTPUT_DIR"
+            )
+        asked = parse_qs(self._parsed_url_during_load.query if self._parsed_url_during_load else "")
+        if asked.pop("matching_heuristics", None) == ["True"]:
+            checkpoint["matching_heuristics"] = True
+        if asked:
+            raise ConfigurationError(
+                f"{self._source}: of what follows the question mark only matching_heuristics=True "
+                "is known"
+            )
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        model = self.model.state_dict()
+        finite = {name for name, value in model.items() if _is_finite(value)}
+        given = set(checkpoint["model"])
+        if all(name.startswith("module.") for name in given):
+            given = {name.removeprefix("module.") for name in given}
+        # A FrozenBN takes weights without statistics for those of an early version, and misses
+        # nothing, so of this project's files the names count. Converted ones may be early indeed,
+        # or name their weights otherwise: of them it is what Detectron2 finds.
+        matched = checkpoint.get("matching_heuristics", False)
+        from_elsewhere = matched or "__author__" in checkpoint
+        try:
+            found = super()._load_model(checkpoint)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigurationError(f"{self._source}: can't be loaded ({said(error)})") from error
+        reshaped = {name for name, *_ in found.incorrect_shapes}
+        missing = set(found.missing_keys) if from_elsewhere else set(model) - given
+        missing -= reshaped
+        if missing | reshaped >= set(model):
+            raise ConfigurationError(f"{self._source}: holds no weight of the model")
+        if self._resuming or self.exact:
+            self._require_exact(missing, reshaped, () if matched else found.unexpected_keys)
+        for name, value in self.model.state_dict().items():
+            if name in finite and not _is_finite(value):
+                raise ConfigurationError(
+                    f"{self._source}: {name} is NaN or infinite; its training diverged, or the "
+                    "file is damaged: take an earlier checkpoint"
+                )
+        return found
+
+    def _require_exact(
+        self, missing: Iterable[str], reshaped: Iterable[str], unused: Iterable[str]
+    ) -> None:
+        """Refuse weights and buffers of another architecture."""
+        wrong = {
+            "lacks": _relevant(missing),
+            "has in another shape": _relevant(reshaped),
+            "has besides": _relevant(unused),
+        }
+        parts = [
+            f"{what} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for what, names in wrong.items()
+            if names
+        ]
+        if parts:
+            raise ConfigurationError(
+                f"{self._source}: of another architecture than the config; of the model's weights "
+                f"and buffers it {', '.join(parts)}. Give the config file the model was trained "
+                "with (config.yaml beside the checkpoint)"
+            )
+
+
+def _relevant(names: Iterable[str]) -> list[str]:
+    """Names of what predictions depend on."""
+    return sorted(
+        name
+        for name in names
+        if name not in _COMPUTED and _ANCHORS not in name and not is_counter(name)
+    )
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
