@@ -22,12 +22,12 @@ from tqdm import tqdm
 from crbp_d2.analysis.benchmark.measure import machine
 from crbp_d2.config import read_config
 from crbp_d2.data import build_train_loader
-from crbp_d2.engine import prepare
+from crbp_d2.engine import KeyValueParser, prepare
 
 
 def main() -> None:
     """Parse the arguments, measure, print."""
-    parser = argparse.ArgumentParser(
+    parser = KeyValueParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True)

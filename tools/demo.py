@@ -38,11 +38,12 @@ from crbp_d2.analysis.images import (
 from crbp_d2.analysis.predictions import write_claim_picture, write_panoptic_picture
 from crbp_d2.analysis.runs import Run
 from crbp_d2.core import ConfigurationError
+from crbp_d2.engine import KeyValueParser
 
 
 def main() -> None:
     """Parse the arguments, load, draw."""
-    parser = argparse.ArgumentParser(
+    parser = KeyValueParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")

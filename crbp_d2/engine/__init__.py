@@ -1,11 +1,13 @@
 """Training and evaluation with Detectron2's engine."""
 
+from .command_line import KeyValueParser
 from .run import EXAMPLES, argument_parser, main, prepare, setup
 from .trainer import OPTIMIZERS, SeedIterations, Trainer
 from .weights import load_model
 
 __all__ = [
     "EXAMPLES",
+    "KeyValueParser",
     "OPTIMIZERS",
     "SeedIterations",
     "Trainer",

@@ -26,6 +26,7 @@ from crbp_d2.data import (
 from crbp_d2.data.storage import write_json
 from crbp_d2.evaluation.pictures import write_pictures
 
+from .command_line import KeyValueParser
 from .trainer import Trainer
 from .weights import load_model
 
@@ -51,8 +52,13 @@ on several machines run on each of them, with its rank:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's command line."""
-    return default_argument_parser(epilog=EXAMPLES)
+    """Detectron2's command line; its options may also follow `KEY VALUE ...`."""
+    return KeyValueParser(
+        parents=[default_argument_parser(epilog=EXAMPLES)],
+        add_help=False,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
