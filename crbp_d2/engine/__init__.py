@@ -1,8 +1,9 @@
 """Training and evaluation with Detectron2's engine."""
 
 from .command_line import KeyValueParser
+from .optimizers import OPTIMIZERS
 from .run import EXAMPLES, argument_parser, main, prepare, setup
-from .trainer import OPTIMIZERS, SeedIterations, Trainer
+from .trainer import SeedIterations, Trainer
 from .weights import load_model
 
 __all__ = [

@@ -23,10 +23,12 @@ from crbp_d2.data import (
     require_same_classes,
     set_num_classes,
 )
+from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.storage import write_json
 from crbp_d2.evaluation.pictures import write_pictures
 
 from .command_line import KeyValueParser
+from .keys import check_keys, require_device, require_scored
 from .trainer import Trainer
 from .weights import load_model
 
@@ -71,8 +73,10 @@ def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
         eval_only: the training data are not needed.
 
     Raises:
+        ConfigurationError: a key can't be as it is; see `crbp_d2.engine.keys`.
         DatasetError: a data set is not registered, or can't be used.
     """
+    require_device(cfg.MODEL.DEVICE)
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("no GPU is available: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
@@ -81,11 +85,15 @@ def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     if cfg.CRBP.DATASETS_FILE:
         register_from_file(cfg.CRBP.DATASETS_FILE)
+    check_keys(cfg, eval_only=eval_only)
     names = []
     for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             require_registered(name, f"DATASETS.{key}")
             names.append(name)
+    require_scored(
+        cfg, [name for name in names if name in cfg.DATASETS.TEST or is_pathfinder(name)]
+    )
     for name in names:
         ensure_prepared(name)
     require_same_classes(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Mapping
@@ -19,9 +20,8 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.solver import build_optimizer, get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 import crbp_d2.modeling  # noqa: F401  registers heads and backbone
 from crbp_d2.core import ConfigurationError
@@ -30,9 +30,9 @@ from crbp_d2.data.sampler import is_resumable, seek
 from crbp_d2.evaluation import build_evaluator
 
 from .checkpoint import Checkpointer
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-"""Beside Detectron2's own SGD."""
+from .keys import require_norms_used_once, require_trainable
+from .optimizers import build_optimizer
+from .reading import said
 
 
 class SeedIterations(HookBase):
@@ -58,21 +58,25 @@ class Trainer(DefaultTrainer):
         cfg: a config with the node `CRBP`.
 
     Raises:
-        ConfigurationError: mixed precision is asked for on a CPU.
+        ConfigurationError: a key can't be as it is on this device, with this number of processes
+            or for this model.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer gives every distributed model a CUDA device, so its construction is spelled
         # out here: the same parts in the same order.
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
-        if on_cpu and cfg.SOLVER.AMP.ENABLED:
-            raise ConfigurationError("SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda; set it to False")
+        package = DefaultTrainer.__module__.partition(".engine")[0]
+        if not logging.getLogger(package).isEnabledFor(logging.INFO):
+            setup_logger(name=package)
+        processes = comm.get_world_size()
+        cfg = self.auto_scale_workers(cfg, processes)
+        device = torch.device(cfg.MODEL.DEVICE)
+        require_trainable(cfg, device, processes)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        devices: dict[str, Any] = {"device_ids": None} if on_cpu else {}
+        devices: dict[str, Any] = {} if device.type == "cuda" else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **devices)
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = kind(model, data_loader, optimizer)
@@ -84,29 +88,61 @@ class Trainer(DefaultTrainer):
         self._last_eval_results: Mapping[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Detectron2's scaling by `SOLVER.REFERENCE_WORLD_SIZE`, also of `CRBP.PENALTY_SCHEDULE`.
+
+        Args:
+            cfg: unchanged.
+            num_workers: number of processes.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        scaled: CfgNode = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is cfg:
+            return cfg
+        scaled.defrost()
+        scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
+        scaled.CRBP.PENALTY_SCHEDULE = tuple(
+            (round(iteration * reference / num_workers), factor)
+            for iteration, factor in cfg.CRBP.PENALTY_SCHEDULE
+        )
+        scaled.freeze()
+        return scaled
+
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """The optimizer that `CRBP.OPTIMIZER` names, with gradient clipping as SOLVER says.
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """Detectron2's model of a config.
 
         Raises:
-            ConfigurationError: an unknown name.
+            ConfigurationError: a part of an unknown name is asked for.
         """
-        if cfg.CRBP.OPTIMIZER == "sgd":
-            return build_optimizer(cfg, model)
-        if cfg.CRBP.OPTIMIZER not in OPTIMIZERS:
-            allowed = ", ".join(sorted([*OPTIMIZERS, "sgd"]))
+        try:
+            model: torch.nn.Module = super().build_model(cfg)
+        except KeyError as error:
+            if "registry" not in str(error):
+                raise
+            raise ConfigurationError(f"a NAME or META_ARCHITECTURE: {error.args[0]}") from error
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """See `crbp_d2.engine.optimizers.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Detectron2's schedule of the learning rate.
+
+        Raises:
+            ConfigurationError: the keys of SOLVER give none.
+        """
+        try:
+            return super().build_lr_scheduler(cfg, optimizer)
+        except (AssertionError, IndexError, ValueError) as error:
             raise ConfigurationError(
-                f"CRBP.OPTIMIZER is {cfg.CRBP.OPTIMIZER!r}; choose from {allowed}"
-            )
-        parameters = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        kind = maybe_add_gradient_clipping(cfg, OPTIMIZERS[cfg.CRBP.OPTIMIZER])
-        return kind(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+                f"SOLVER gives no schedule of the learning rate ({said(error)}); correct STEPS, "
+                "which ascend, or WARMUP_ITERS, fewer than MAX_ITER"
+            ) from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -125,7 +161,13 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, folder)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, and with a `SEED` random numbers that follow from the iteration."""
+        """Detectron2's, and with a `SEED` random numbers that follow from the iteration.
+
+        Raises:
+            ConfigurationError: statistics of a norm are asked for that every step uses.
+        """
+        if self.cfg.TEST.PRECISE_BN.ENABLED:
+            require_norms_used_once(self.model)
         hooks: list[HookBase] = super().build_hooks()
         if self.cfg.SEED >= 0:
             hooks.insert(0, SeedIterations(self.cfg.SEED))

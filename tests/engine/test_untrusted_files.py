@@ -235,3 +235,15 @@ def test_configs_are_read_without_running_them(tool, form, files, refusal):
         }[form]
     )
     assert "python/object/apply:os.mkdir" in refusal(tool)
+
+
+@pytest.mark.parametrize("tool", sorted({**BY_CONFIG, **BY_RUN}.keys() - {"plot_curves.py"}))
+def test_proposals_are_not_read_as_they_are_pickles(tool, files, refusal):
+    proposals = files.folder / "proposals.pkl"
+    _pickled(Attack(files.canary), proposals)
+    content = yaml.safe_load(files.config.read_text())
+    content["MODEL"]["LOAD_PROPOSALS"] = True
+    for split in ("TRAIN", "TEST"):
+        content["DATASETS"][f"PROPOSAL_FILES_{split}"] = [str(proposals)]
+    files.config.write_text(yaml.safe_dump(content))
+    assert "MODEL.LOAD_PROPOSALS is True: proposals are kept as pickles" in refusal(tool)

@@ -1,0 +1,293 @@
+"""Keys of Detectron2 that this project does not take as Detectron2's own trainer does.
+
+Each is refused where the run would be another than the one asked for, or would fail after hours,
+and reported where it only has no effect. Every other key means what it means in Detectron2.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from fvcore.nn.precise_bn import get_bn_modules
+
+from crbp_d2.config import value_of
+from crbp_d2.core import ConfigurationError, Recurrence
+from crbp_d2.core.errors import choices, did_you_mean
+from crbp_d2.data.loaders import is_pathfinder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A key, when it is not as in Detectron2, and why.
+
+    Attributes:
+        key: its full name.
+        applies: whether it is so in a config.
+        reason: with what to do, if there is something.
+        training: it matters in training alone.
+    """
+
+    key: str
+    applies: Callable[[CfgNode], bool]
+    reason: str
+    training: bool = False
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "DATALOADER.SAMPLER_TRAIN": ("RepeatFactorTrainingSampler", "TrainingSampler"),
+    "INPUT.CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
+    "INPUT.MASK_FORMAT": ("bitmask", "polygon"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "none", "vertical"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupCosineLR",
+        "WarmupMultiStepLR",
+        "WarmupStepWithFixedGammaLR",
+    ),
+    "SOLVER.WARMUP_METHOD": ("constant", "linear"),
+}
+"""Values that work. Detectron2 refuses others, too, some of them in the first iteration."""
+
+POSITIVE = (
+    "SOLVER.BASE_LR",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MAX_ITER",
+)
+"""Numbers above 0 in training, by which Detectron2 divides."""
+
+REFUSED = (
+    Rule(
+        "MODEL.LOAD_PROPOSALS",
+        lambda cfg: cfg.MODEL.LOAD_PROPOSALS,
+        "proposals are kept as pickles, which can run code when they are read; set it to False",
+    ),
+    Rule(
+        "MODEL.KEYPOINT_ON",
+        lambda cfg: cfg.MODEL.KEYPOINT_ON,
+        "keypoints are not scored here; set it to False",
+    ),
+    Rule(
+        "TEST.AUG.ENABLED",
+        lambda cfg: cfg.TEST.AUG.ENABLED,
+        "augmentation of test images is not done here, as Detectron2's gives boxes and masks, but "
+        "no segments; set it to False",
+    ),
+    Rule("OUTPUT_DIR", lambda cfg: not cfg.OUTPUT_DIR, "nothing would be saved; name a folder"),
+    Rule(
+        "SOLVER.BASE_LR_END",
+        lambda cfg: (
+            cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
+            and not 0 <= cfg.SOLVER.BASE_LR_END <= cfg.SOLVER.BASE_LR
+        ),
+        "WarmupCosineLR lowers the rate: it must lie between 0 and SOLVER.BASE_LR",
+        training=True,
+    ),
+    Rule(
+        "SOLVER.REFERENCE_WORLD_SIZE",
+        lambda cfg: (
+            cfg.SOLVER.REFERENCE_WORLD_SIZE < 0
+            or cfg.SOLVER.IMS_PER_BATCH % (cfg.SOLVER.REFERENCE_WORLD_SIZE or 1) != 0
+        ),
+        "SOLVER.IMS_PER_BATCH must be a multiple of it; 0 scales nothing",
+        training=True,
+    ),
+)
+
+IGNORED = (
+    Rule(
+        "SOLVER.MOMENTUM",
+        lambda cfg: cfg.CRBP.OPTIMIZER != "sgd",
+        "only CRBP.OPTIMIZER sgd takes it",
+        training=True,
+    ),
+    Rule(
+        "SOLVER.NESTEROV",
+        lambda cfg: cfg.CRBP.OPTIMIZER != "sgd",
+        "only CRBP.OPTIMIZER sgd takes it",
+        training=True,
+    ),
+    Rule("DATASETS.PROPOSAL_FILES_TRAIN", lambda cfg: True, "no proposals are read"),
+    Rule("DATASETS.PROPOSAL_FILES_TEST", lambda cfg: True, "no proposals are read"),
+    Rule("TEST.KEYPOINT_OKS_SIGMAS", lambda cfg: True, "keypoints are not scored here"),
+    Rule("GLOBAL.HACK", lambda cfg: True, "nothing here reads it"),
+    Rule(
+        "VIS_PERIOD",
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor",
+        "this model draws nothing in training",
+        training=True,
+    ),
+    *(
+        Rule(
+            key,
+            lambda cfg: any(map(is_pathfinder, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))),
+            "Pathfinder images are taken as they are, in random order",
+        )
+        for key in (
+            "DATALOADER.ASPECT_RATIO_GROUPING",
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+            "DATALOADER.REPEAT_THRESHOLD",
+            "DATALOADER.SAMPLER_TRAIN",
+            "INPUT.CROP.ENABLED",
+            "INPUT.FORMAT",
+            "INPUT.MAX_SIZE_TEST",
+            "INPUT.MAX_SIZE_TRAIN",
+            "INPUT.MIN_SIZE_TEST",
+            "INPUT.MIN_SIZE_TRAIN",
+        )
+    ),
+)
+"""Keys that are reported if they have another value than Detectron2's default."""
+
+SCORED = {
+    "coco": ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork", "RetinaNet", "FCOS"),
+    "coco_panoptic_seg": ("PanopticFPN",),
+    "pathfinder": ("SemanticSegmentor",),
+    "sem_seg": ("PanopticFPN", "SemanticSegmentor"),
+}
+"""Detectron2's architectures whose answers are what the evaluators of a kind of data ask for."""
+
+
+def check_keys(cfg: CfgNode, *, eval_only: bool) -> None:
+    """Refuse or report what is not as in Detectron2; before anything is built.
+
+    Raises:
+        ConfigurationError: naming all keys that can't be as they are, a line each.
+    """
+    for broken in _of_values(cfg, eval_only), _of_rules(cfg, eval_only):
+        lines = list(broken)
+        if lines:
+            raise ConfigurationError("\n".join(lines))
+    default = get_cfg()
+    for rule in IGNORED:
+        value = value_of(cfg, rule.key)
+        skipped = rule.training and eval_only
+        if not skipped and value != value_of(default, rule.key) and rule.applies(cfg):
+            logger.warning("%s %s has no effect: %s", rule.key, value, rule.reason)
+    if not eval_only and cfg.SOLVER.CHECKPOINT_PERIOD >= cfg.SOLVER.MAX_ITER:
+        logger.warning(
+            "SOLVER.CHECKPOINT_PERIOD %s: no checkpoint before the end, at SOLVER.MAX_ITER %s, so "
+            "--resume would start anew",
+            cfg.SOLVER.CHECKPOINT_PERIOD,
+            cfg.SOLVER.MAX_ITER,
+        )
+
+
+def require_scored(cfg: CfgNode, names: Sequence[str]) -> None:
+    """The architecture answers what the evaluators of data sets ask for.
+
+    Args:
+        names: of registered data sets.
+
+    Raises:
+        ConfigurationError: it answers something else, or has another number of classes.
+    """
+    kind = cfg.MODEL.META_ARCHITECTURE
+    known = {one for some in SCORED.values() for one in some}
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        scoring = metadata.get("evaluator_type")
+        if scoring not in SCORED:
+            raise ConfigurationError(
+                f"DATASETS.TEST: {name} has the evaluator_type {scoring!r} in its metadata, which "
+                f"nothing here scores; it can be {choices(SCORED)}"
+            )
+        fitting = SCORED[scoring]
+        # One of a user's own may answer anything.
+        if kind in known and kind not in fitting:
+            raise ConfigurationError(
+                f"MODEL.META_ARCHITECTURE is {kind!r}: {name} is scored by answers that it does "
+                f"not give; choose from {choices(fitting)}, or another data set"
+            )
+        things = len(metadata.get("thing_classes") or ())
+        if kind == "RetinaNet" and things and things != cfg.MODEL.RETINANET.NUM_CLASSES:
+            raise ConfigurationError(
+                f"MODEL.RETINANET.NUM_CLASSES is {cfg.MODEL.RETINANET.NUM_CLASSES}: {name} has "
+                f"{things} classes; set it to that"
+            )
+
+
+def require_device(name: Any) -> None:
+    """Refuse a `MODEL.DEVICE` that PyTorch does not know, or that is not there.
+
+    Without any GPU `cuda` passes, as the CPU takes its place. GPUs are only counted: what starts
+    several processes is to hold nothing on them.
+
+    Raises:
+        ConfigurationError: naming the device.
+    """
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            present = torch.cuda.device_count()
+            if present and (device.index or 0) >= present:
+                raise RuntimeError(f"there are {present} GPUs, numbered from 0")
+        else:
+            torch.zeros(1, device=device).item()
+    # What is raised depends on the kind of device.
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"MODEL.DEVICE is {name!r}: it can't be used ({reason}); choose cuda or cpu"
+        ) from error
+
+
+def require_trainable(cfg: CfgNode, device: torch.device, processes: int) -> None:
+    """Refuse what one device, or several processes, can't do.
+
+    Raises:
+        ConfigurationError: naming the key.
+    """
+    if cfg.SOLVER.AMP.ENABLED and device.type != "cuda":
+        raise ConfigurationError("SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda; set it to False")
+    if processes > 1 and (device.index is not None or device.type not in ("cpu", "cuda")):
+        raise ConfigurationError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: each of {processes} processes has a device of "
+            "its own; say cuda or cpu"
+        )
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise ConfigurationError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: {processes} processes share the "
+            "images of a batch; take a multiple of that"
+        )
+
+
+def require_norms_used_once(model: torch.nn.Module) -> None:
+    """Refuse `TEST.PRECISE_BN` of a model whose circuit has norms that it asks for.
+
+    Raises:
+        ConfigurationError: its every step would use them.
+    """
+    circuits = [module for module in model.modules() if isinstance(module, Recurrence)]
+    if any(get_bn_modules(circuit) for circuit in circuits):
+        raise ConfigurationError(
+            "TEST.PRECISE_BN.ENABLED is True: it can't be computed for a norm that every step of "
+            "the circuit uses; set it to False, or CRBP.NORM to GN or IN"
+        )
+
+
+def _of_values(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    for key, allowed in CHOICES.items():
+        value = value_of(cfg, key)
+        if value not in allowed:
+            meant = did_you_mean(str(value), allowed)
+            yield f"{key} is {value!r}: choose from {choices(allowed)}{f'; {meant}' * bool(meant)}"
+    for key in () if eval_only else POSITIVE:
+        value = value_of(cfg, key)
+        if not value > 0:
+            yield f"{key} is {value!r}: must be above 0"
+
+
+def _of_rules(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    for rule in REFUSED:
+        if not (rule.training and eval_only) and rule.applies(cfg):
+            yield f"{rule.key} is {value_of(cfg, rule.key)!r}: {rule.reason}"

@@ -1,0 +1,68 @@
+"""Optimizers by their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_optimizer as build_detectron2s
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch.optim import Optimizer
+
+from crbp_d2.core import ConfigurationError
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+"""Beside Detectron2's own SGD."""
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
+    """The optimizer that `CRBP.OPTIMIZER` names, with rates, decays and clipping of SOLVER.
+
+    Besides Detectron2's ways of clipping `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` may be `full_model`,
+    which bounds the norm of all gradients together.
+
+    Raises:
+        ConfigurationError: an unknown name or an impossible value.
+    """
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    together = clipping.ENABLED and clipping.CLIP_TYPE == "full_model"
+    if together:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    try:
+        optimizer = _build(cfg, model)
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(f"SOLVER: {error}") from error
+    if together:
+
+        def clip(stepping: Optimizer, *_: Any) -> None:
+            weights = [weight for group in stepping.param_groups for weight in group["params"]]
+            torch.nn.utils.clip_grad_norm_(weights, clipping.CLIP_VALUE, clipping.NORM_TYPE)
+
+        optimizer.register_step_pre_hook(clip)
+    return optimizer
+
+
+def _build(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
+    optimizer: Optimizer
+    if cfg.CRBP.OPTIMIZER == "sgd":
+        optimizer = build_detectron2s(cfg, model)
+        return optimizer
+    if cfg.CRBP.OPTIMIZER not in OPTIMIZERS:
+        allowed = ", ".join(sorted([*OPTIMIZERS, "sgd"]))
+        raise ConfigurationError(f"CRBP.OPTIMIZER is {cfg.CRBP.OPTIMIZER!r}; choose from {allowed}")
+    parameters = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    kind = maybe_add_gradient_clipping(cfg, OPTIMIZERS[cfg.CRBP.OPTIMIZER])
+    optimizer = kind(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    return optimizer
