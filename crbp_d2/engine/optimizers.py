@@ -1,4 +1,4 @@
-"""Optimizers by their names."""
+"""Optimizers by their names, and whether the state of one can be taken over by another."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from crbp_d2.core import ConfigurationError
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """Beside Detectron2's own SGD."""
+
+_KEYS = {
+    "initial_lr": "SOLVER.BASE_LR",
+    "weight_decay": "SOLVER.WEIGHT_DECAY",
+    "momentum": "SOLVER.MOMENTUM",
+    "nesterov": "SOLVER.NESTEROV",
+}
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
@@ -66,3 +73,51 @@ def _build(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
     kind = maybe_add_gradient_clipping(cfg, OPTIMIZERS[cfg.CRBP.OPTIMIZER])
     optimizer = kind(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
     return optimizer
+
+
+def require_same_kind(state: dict[str, Any], optimizer: Optimizer) -> None:
+    """Refuse the state of another kind of optimizer, or of one with other groups of weights.
+
+    Args:
+        state: as `state_dict()` gives it.
+        optimizer: to take it over.
+
+    Raises:
+        ConfigurationError: naming the keys to change.
+    """
+    own = optimizer.state_dict()
+    stored, wanted = _kinds(state), _kinds(own)
+    if not stored & wanted:
+        raise ConfigurationError(
+            f"CRBP.OPTIMIZER is {' or '.join(sorted(wanted))}, but the checkpoint was written with "
+            f"{' or '.join(sorted(stored))}: resume with that one, or start from its weights, "
+            "without --resume and with MODEL.WEIGHTS, in another OUTPUT_DIR"
+        )
+    sizes = [[len(group["params"]) for group in some["param_groups"]] for some in (state, own)]
+    if sizes[0] != sizes[1]:
+        raise ConfigurationError(
+            "the checkpoint was written with other groups of weights: restore "
+            "SOLVER.WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS and BIAS_LR_FACTOR, and what is frozen"
+        )
+
+
+def kept_settings(state: dict[str, Any], optimizer: Optimizer) -> list[str]:
+    """What a resumed optimizer keeps, in spite of the config: `KEY value` for each setting."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    kept = [
+        f"{key} {stored[name]}"
+        for stored, wanted in pairs
+        for name, key in _KEYS.items()
+        if name in stored and stored[name] != wanted.get(name)
+    ]
+    return list(dict.fromkeys(kept))
+
+
+def _kinds(state: dict[str, Any]) -> set[str]:
+    """Names of the optimizers that a state may be of."""
+    group = state["param_groups"][0]
+    if "betas" not in group:
+        return {"sgd"}
+    decoupled = group.get("decoupled_weight_decay")
+    # Older versions of PyTorch don't say.
+    return {"adam", "adamw"} if decoupled is None else {"adamw" if decoupled else "adam"}

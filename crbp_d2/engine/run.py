@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
     """Make a configuration's data sets ready, fill in what follows from them, and freeze it.
 
-    Numbers of classes are those of the data sets. Without a GPU the model goes to the CPU.
+    Numbers of classes are those of the data sets. Without a GPU the model goes to the CPU. Paths
+    become absolute, so that the config that is saved can be used from any folder.
 
     Args:
         cfg: changed in place.
@@ -83,6 +85,7 @@ def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
     if torch.device(cfg.MODEL.DEVICE).type == "cpu":
         # Processes that all take all cores are several times slower than ones that share them.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    make_paths_absolute(cfg)
     if cfg.CRBP.DATASETS_FILE:
         register_from_file(cfg.CRBP.DATASETS_FILE)
     check_keys(cfg, eval_only=eval_only)
@@ -100,6 +103,18 @@ def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
     for name in names[:1]:
         set_num_classes(cfg, name)
     cfg.freeze()
+
+
+def make_paths_absolute(cfg: CfgNode) -> None:
+    """Let the paths of a config no longer depend on the folder it is used from.
+
+    Args:
+        cfg: changed in place. Addresses, as `detectron2://...`, stay as they are.
+    """
+    for node, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS"), (cfg.CRBP, "DATASETS_FILE")):
+        path = node[key]
+        if path and "://" not in path:
+            node[key] = os.path.abspath(os.path.expanduser(path))
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

@@ -31,8 +31,10 @@ from crbp_d2.evaluation import build_evaluator
 
 from .checkpoint import Checkpointer
 from .keys import require_norms_used_once, require_trainable
-from .optimizers import build_optimizer
+from .optimizers import build_optimizer, kept_settings, require_same_kind
 from .reading import said
+
+logger = logging.getLogger(__name__)
 
 
 class SeedIterations(HookBase):
@@ -174,10 +176,45 @@ class Trainer(DefaultTrainer):
         return hooks
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load weights, or with `resume` all of the last checkpoint and its place in the data."""
+        """Load weights, or with `resume` all of the last checkpoint and its place in the data.
+
+        Raises:
+            ConfigurationError: see `Checkpointer.load` and `load_state_dict`.
+        """
+        if resume and not self.checkpointer.has_checkpoint():
+            logger.warning(
+                "--resume: there is no checkpoint in %s, the training starts anew",
+                self.cfg.OUTPUT_DIR,
+            )
         super().resume_or_load(resume)
         if is_resumable(self.data_loader):
             seek(self.data_loader, self.start_iter)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over optimizer, schedule and iteration of a checkpoint.
+
+        Raises:
+            ConfigurationError: they are of a training that this one can't go on with.
+        """
+        own = self._trainer.state_dict()
+        try:
+            stored = state_dict["_trainer"]
+            if own.keys() - stored.keys():
+                raise ConfigurationError(
+                    "the checkpoint was written without SOLVER.AMP.ENABLED: resume without it"
+                )
+            require_same_kind(stored["optimizer"], self.optimizer)
+            kept = kept_settings(stored["optimizer"], self.optimizer)
+            super().load_state_dict(state_dict)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"--resume: {error}") from error
+        # Of whatever form the file is.
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"--resume: the checkpoint holds no state of such a training ({said(error)})"
+            ) from error
+        if kept:
+            logger.warning("The resumed training keeps %s of its checkpoint", ", ".join(kept))
 
     def train(self) -> Mapping[str, Any]:
         """Train to the last iteration; the results of the evaluation that ends it."""

@@ -30,6 +30,12 @@ def test_every_config_builds(name, load_config):
     assert trainable(model) > 0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_can_be_resumed_from_its_first_quarter_on(name, load_config):
+    solver = load_config(name).SOLVER
+    assert 0 < solver.CHECKPOINT_PERIOD <= solver.MAX_ITER / 4
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
