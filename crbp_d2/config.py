@@ -214,6 +214,7 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     with _naming("KEY VALUE on the command line", cfg):
         cfg.merge_from_list(list(overrides))
     _require_values(cfg)
+    cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS or ""
     return cfg
 
 

@@ -39,7 +39,7 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **options)
         self.exact = exact
-        self._source = ""
+        self._source = self._query = ""
         self._resuming = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -56,6 +56,7 @@ class Checkpointer(DetectionCheckpointer):
         self._source = f"the last checkpoint, {path}" if self._resuming else f"MODEL.WEIGHTS {path}"
         if path:
             self._require_file(path)
+            self._query = urlparse(path).query
         try:
             rest: dict[str, Any] = super().load(path, checkpointables)
         finally:
@@ -98,7 +99,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"{self._source}: holds weights, but no state of a training to resume; start from "
                 "them, without --resume and with MODEL.WEIGHTS, in another OUTPUT_DIR"
             )
-        asked = parse_qs(self._parsed_url_during_load.query if self._parsed_url_during_load else "")
+        asked = parse_qs(self._query)
         if asked.pop("matching_heuristics", None) == ["True"]:
             checkpoint["matching_heuristics"] = True
         if asked:

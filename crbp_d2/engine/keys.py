@@ -20,6 +20,7 @@ from crbp_d2.config import value_of
 from crbp_d2.core import ConfigurationError, Recurrence
 from crbp_d2.core.errors import choices, did_you_mean
 from crbp_d2.data.loaders import is_pathfinder
+from crbp_d2.data.pathfinder.images import EVALUATOR_TYPE
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ IGNORED = (
 SCORED = {
     "coco": ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork", "RetinaNet", "FCOS"),
     "coco_panoptic_seg": ("PanopticFPN",),
-    "pathfinder": ("SemanticSegmentor",),
+    EVALUATOR_TYPE: ("SemanticSegmentor",),
     "sem_seg": ("PanopticFPN", "SemanticSegmentor"),
 }
 """Detectron2's architectures whose answers are what the evaluators of a kind of data ask for."""

@@ -19,8 +19,9 @@ from detectron2.engine import DefaultTrainer
 from crbp_d2.config import read_config, value_of
 from crbp_d2.core import ConfigurationError
 from crbp_d2.engine import Trainer, prepare
-from crbp_d2.engine.keys import CHOICES, IGNORED, POSITIVE, REFUSED, require_trainable
+from crbp_d2.engine.keys import CHOICES, IGNORED, POSITIVE, REFUSED, SCORED, require_trainable
 from crbp_d2.engine.optimizers import build_optimizer
+from crbp_d2.evaluation.build import _EVALUATOR_TYPES
 from tests.data.shapes_data import registered_shapes
 from tests.engine.runs import train, trainer_of
 from tests.modeling.conftest import CONFIGS
@@ -136,6 +137,10 @@ def test_every_named_key_is_one():
     default = get_cfg()
     keys = {rule.key for rule in (*REFUSED, *IGNORED)} | {*CHOICES, *POSITIVE}
     assert all(is_value(default, key) for key in keys)
+
+
+def test_every_kind_of_data_that_is_scored_has_its_architectures():
+    assert set(SCORED) == set(_EVALUATOR_TYPES)
 
 
 def test_the_trainer_has_all_that_detectron2s_has(tmp_path):
