@@ -76,7 +76,7 @@ class Outcome:
 def train_one(configs: Path, label: str, seed: int, folder: Path) -> Outcome:
     """Train and measure one model on one core; read from `folder` if that was done before."""
     # Detectron2's engine is imported in the process that trains.
-    from crbp_d2.engine import Trainer, argument_parser, setup
+    from crbp_d2.engine import Trainer, argument_parser, save_config, setup
 
     result = folder / "outcome.json"
     if result.is_file():
@@ -90,6 +90,7 @@ def train_one(configs: Path, label: str, seed: int, folder: Path) -> Outcome:
         )
     )
     trainer = Trainer(cfg)
+    save_config(cfg)
     begin = time.process_time()
     trainer.train()
     minutes = (time.process_time() - begin) / 60

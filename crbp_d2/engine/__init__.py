@@ -2,7 +2,7 @@
 
 from .command_line import KeyValueParser
 from .optimizers import OPTIMIZERS
-from .run import EXAMPLES, argument_parser, main, prepare, setup
+from .run import EXAMPLES, argument_parser, main, prepare, save_config, setup
 from .trainer import SeedIterations, Trainer
 from .weights import load_model
 
@@ -16,5 +16,6 @@ __all__ = [
     "load_model",
     "main",
     "prepare",
+    "save_config",
     "setup",
 ]

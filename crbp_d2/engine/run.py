@@ -25,7 +25,7 @@ from crbp_d2.data import (
     set_num_classes,
 )
 from crbp_d2.data.loaders import is_pathfinder
-from crbp_d2.data.storage import write_json
+from crbp_d2.data.storage import write_json, write_whole
 from crbp_d2.evaluation.pictures import write_pictures
 
 from .command_line import KeyValueParser
@@ -120,6 +120,8 @@ def make_paths_absolute(cfg: CfgNode) -> None:
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration of a run, with its data sets ready and its log open.
 
+    A `config.yaml` in `OUTPUT_DIR` stays as it is; see `save_config`.
+
     Args:
         args: of `argument_parser`.
 
@@ -127,10 +129,24 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ConfigurationError, DatasetError: see `read_config` and `prepare`.
     """
     cfg = read_config(args.config_file, args.opts)
+    make_paths_absolute(cfg)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="crbp_d2")
     prepare(cfg, eval_only=args.eval_only)
+    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    earlier = saved.read_bytes() if saved.is_file() else None
     default_setup(cfg, args)
+    if earlier is not None and comm.is_main_process():
+        write_whole(saved, earlier)
     return cfg
+
+
+def save_config(cfg: CfgNode) -> None:
+    """Let `config.yaml` in `OUTPUT_DIR` be that of a training, once it can begin.
+
+    An evaluation there, and a training that is refused, leave it to the model it belongs to.
+    """
+    if comm.is_main_process():
+        write_whole(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump().encode())
 
 
 def main(args: argparse.Namespace) -> Mapping[str, Any]:
@@ -153,6 +169,7 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        save_config(cfg)
         results = trainer.train()
         model = trainer.model
     if comm.is_main_process():

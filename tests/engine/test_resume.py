@@ -140,6 +140,21 @@ def test_a_finished_run_can_be_used_from_any_folder(tmp_path, monkeypatch):
     MetadataCatalog.remove(LISTED)
 
 
+def test_the_config_of_a_run_stays_that_of_its_model(tmp_path):
+    train(tmp_path)
+    config, weights = tmp_path / "config.yaml", ("MODEL.WEIGHTS", tmp_path / "model_final.pth")
+    before = config.read_text()
+    train(tmp_path, *weights, "CRBP.TEST_STEPS", 5, flags=("--eval-only",))
+    for flags in ((), ("--resume",)):
+        with pytest.raises(ConfigurationError):
+            train(tmp_path, "MODEL.WEIGHTS", "absent.pth", "CRBP.CHANNELS", 6, flags=flags)
+    assert config.read_text() == before
+    train(tmp_path, "SOLVER.MAX_ITER", 3, flags=("--resume",))
+    assert read_config(str(config)).SOLVER.MAX_ITER == 3
+    train(tmp_path / "new", *weights, "CRBP.TEST_STEPS", 5, flags=("--eval-only",))
+    assert read_config(str(tmp_path / "new" / "config.yaml")).CRBP.TEST_STEPS == 5
+
+
 def test_addresses_stay_as_they_are():
     weights = "detectron2://COCO-Detection/a.pkl"
     cfg = read_config(str(QUICK), [*map(str, TINY), "MODEL.WEIGHTS", weights])
