@@ -14,7 +14,7 @@ CONTOUR_BATCH = 16
 """Images of a contour model, by default: several at a time are faster."""
 
 
-def scoring_batches(cfg: CfgNode, name: str, size: int | None = None) -> Any:
+def scoring_batches(cfg: CfgNode, name: str, size: int | None = None, **options: Any) -> Any:
     """The test images of a data set, in order.
 
     Photographs come one by one, as in training's own evaluation: a batch pads its images to the
@@ -26,6 +26,7 @@ def scoring_batches(cfg: CfgNode, name: str, size: int | None = None) -> Any:
         cfg: of the model.
         name: of a registered data set.
         size: images of a batch; None takes `CONTOUR_BATCH`, or 1 for photographs.
+        options: for `crbp_d2.data.build_test_loader`.
 
     Returns:
         A loader of lists of mapped records.
@@ -36,11 +37,11 @@ def scoring_batches(cfg: CfgNode, name: str, size: int | None = None) -> Any:
     if size is not None and size < 1:
         raise ConfigurationError(f"--batch-size must be at least 1, got {size}")
     if is_pathfinder(name):
-        return build_test_loader(cfg, name, batch_size=size or CONTOUR_BATCH)
+        return build_test_loader(cfg, name, batch_size=size or CONTOUR_BATCH, **options)
     if size not in (None, 1):
         raise ConfigurationError(
             f"--batch-size {size}: only images of a Pathfinder data set come in batches; those of "
             f"{name} come one by one, as the padding of a batch would change their scores; leave "
             "--batch-size out"
         )
-    return build_test_loader(cfg, name, batch_size=1)
+    return build_test_loader(cfg, name, batch_size=1, **options)

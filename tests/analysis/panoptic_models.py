@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+import crbp_d2.modeling  # noqa: F401  registers the head
 from crbp_d2.config import read_config
 from crbp_d2.data import build_test_loader, set_num_classes
 from tests.data.panoptic_data import Written

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import runpy
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
+from PIL import Image
 
 from crbp_d2.analysis import steps as analysis_steps
 from crbp_d2.analysis.batches import CONTOUR_BATCH, scoring_batches
@@ -21,8 +25,11 @@ from crbp_d2.analysis.steps import (
     require_alike,
 )
 from crbp_d2.core import ConfigurationError
+from crbp_d2.data import ensure_prepared
+from crbp_d2.evaluation.drawing import GAP, drawn_size
 from tests.analysis.panoptic_models import tiny_model, write_own_answers, write_run
 from tests.data.mixed_data import SIZES, registered, write_mixed
+from tests.data.panoptic_data import Written
 from tests.modeling.conftest import CONFIGS
 
 DRAWN, NAME = "test_tools_drawn", "test_tools_mixed"
@@ -116,6 +123,43 @@ def test_the_page_has_the_scores_of_every_step(run, tool, tmp_path):
     assert len(images) == len(SIZES)
     assert [image["score"][0][TRAINED - 1] for image in images] == pytest.approx([100] * len(SIZES))
     assert any(min(image["score"][0]) < 99.9 for image in images)
+
+
+def test_string_ids_and_images_of_one_name_are_told_apart(run, tool, tmp_path):
+    ensure_prepared(NAME)
+    written = Written(tmp_path / "data")
+    shutil.copytree(MetadataCatalog.get(NAME).panoptic_root, written.pngs)
+    content = json.loads(Path(MetadataCatalog.get(NAME).panoptic_json).read_text())
+    for number, (image, annotation) in enumerate(
+        zip(content["images"], content["annotations"], strict=True)
+    ):
+        target = written.images / str(number) / "same.png"
+        target.parent.mkdir(parents=True)
+        shutil.copy(Path(MetadataCatalog.get(NAME).image_root) / image["file_name"], target)
+        image.update(id=f"case {number}", file_name=f"{number}/same.png")
+        annotation["image_id"] = image["id"]
+    written.write(content)
+    with registered("test_tools_strings", written.arguments()):
+        common = ("--dataset", "test_tools_strings", "--output")
+        tool("report.py", run, *common, tmp_path / "page.html", "--steps", "N")
+        images = json.loads((tmp_path / "page.json").read_text())["images"]
+        assert [image["name"] for image in images] == ["same", "same_2", "same_3", "same_4"]
+        assert [image["score"] for image in images] == [[[pytest.approx(100)]]] * len(SIZES)
+        shown = tool("early_stopping.py", run, *common, tmp_path, "--batches", 2)
+        assert "| 100.00 | 100.00 |" in shown.splitlines()[2]
+        of_data = ("DATASETS.TEST", "('test_tools_strings',)")
+        weights = ("MODEL.WEIGHTS", run / "model_final.pth", *of_data)
+        tool("demo.py", "--config-file", run / "config.yaml", "--output", tmp_path / "o", *weights)
+    pictures = sorted((tmp_path / "o").iterdir())
+    assert [path.name for path in pictures] == [
+        "same.png",
+        "same_2.png",
+        "same_3.png",
+        "same_4.png",
+    ]
+    # With the truth beside each: three panels.
+    widths = [3 * drawn_size(*size)[1] + 2 * GAP for size in SIZES]
+    assert [Image.open(path).width for path in pictures] == widths
 
 
 def test_photographs_come_one_by_one_and_contours_in_batches(run):
