@@ -1,4 +1,4 @@
-"""The tools on a panoptic model and images of mixed sizes, resized for the model."""
+"""The tools on a panoptic model and images of mixed sizes, drawn and real ones."""
 
 from __future__ import annotations
 
@@ -28,20 +28,26 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.data import ensure_prepared
 from crbp_d2.evaluation.drawing import GAP, drawn_size
 from tests.analysis.panoptic_models import tiny_model, write_own_answers, write_run
-from tests.data.mixed_data import SIZES, registered, write_mixed
+from tests.data.mixed_data import registered, write_mixed
 from tests.data.panoptic_data import Written
+from tests.data.real_data import needs_real_data, real_arguments
 from tests.modeling.conftest import CONFIGS
 
 DRAWN, NAME = "test_tools_drawn", "test_tools_mixed"
-TRAINED = 2
+TRAINED, IMAGES = 2, 4
+KINDS = ["mixed", pytest.param("nuclei", marks=needs_real_data)]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture(scope="module", params=KINDS)
+def run(request, tmp_path_factory):
     """A run whose answers at its trained step are the truth of its test data."""
     folder = tmp_path_factory.mktemp("tools")
+    if request.param == "mixed":
+        arguments = write_mixed(folder / "drawn").arguments()
+    else:
+        arguments = real_arguments(request.param, folder / "drawn", images=IMAGES, first=4)
     resized = ("INPUT.MIN_SIZE_TEST", 64, "CRBP.STEPS", TRAINED)
-    with registered(DRAWN, write_mixed(folder / "drawn").arguments()):
+    with registered(DRAWN, arguments):
         cfg, model = tiny_model(DRAWN, *resized)
         written = write_own_answers(folder / "data", DRAWN, cfg, model)
         with registered(NAME, written.arguments()):
@@ -113,15 +119,15 @@ def test_stopping_early_is_measured_on_some_of_the_images(run, tool, tmp_path):
     shown = tool("early_stopping.py", run, "--batches", 3, "--output", tmp_path)
     lines = shown.splitlines()
     assert lines[2].startswith("| all steps | 2.0 | 1.00") and "| 100.00 | 100.00 |" in lines[2]
-    assert lines[-1] == f"Of the first 3 of {len(SIZES)} batches alone."
+    assert lines[-1] == f"Of the first 3 of {IMAGES} batches alone."
     assert (tmp_path / "early_stopping.md").read_text() == shown
 
 
 def test_the_page_has_the_scores_of_every_step(run, tool, tmp_path):
-    tool("report.py", run, "--output", tmp_path / "page.html", "--images", len(SIZES))
+    tool("report.py", run, "--output", tmp_path / "page.html", "--images", IMAGES)
     images = json.loads((tmp_path / "page.json").read_text())["images"]
-    assert len(images) == len(SIZES)
-    assert [image["score"][0][TRAINED - 1] for image in images] == pytest.approx([100] * len(SIZES))
+    assert len(images) == IMAGES
+    assert [image["score"][0][TRAINED - 1] for image in images] == pytest.approx([100] * IMAGES)
     assert any(min(image["score"][0]) < 99.9 for image in images)
 
 
@@ -133,10 +139,10 @@ def test_string_ids_and_images_of_one_name_are_told_apart(run, tool, tmp_path):
     for number, (image, annotation) in enumerate(
         zip(content["images"], content["annotations"], strict=True)
     ):
-        target = written.images / str(number) / "same.png"
+        target = written.images / str(number) / f"same{Path(image['file_name']).suffix}"
         target.parent.mkdir(parents=True)
         shutil.copy(Path(MetadataCatalog.get(NAME).image_root) / image["file_name"], target)
-        image.update(id=f"case {number}", file_name=f"{number}/same.png")
+        image.update(id=f"case {number}", file_name=f"{number}/{target.name}")
         annotation["image_id"] = image["id"]
     written.write(content)
     with registered("test_tools_strings", written.arguments()):
@@ -144,7 +150,7 @@ def test_string_ids_and_images_of_one_name_are_told_apart(run, tool, tmp_path):
         tool("report.py", run, *common, tmp_path / "page.html", "--steps", "N")
         images = json.loads((tmp_path / "page.json").read_text())["images"]
         assert [image["name"] for image in images] == ["same", "same_2", "same_3", "same_4"]
-        assert [image["score"] for image in images] == [[[pytest.approx(100)]]] * len(SIZES)
+        assert [image["score"] for image in images] == [[[pytest.approx(100)]]] * IMAGES
         shown = tool("early_stopping.py", run, *common, tmp_path, "--batches", 2)
         assert "| 100.00 | 100.00 |" in shown.splitlines()[2]
         of_data = ("DATASETS.TEST", "('test_tools_strings',)")
@@ -158,13 +164,14 @@ def test_string_ids_and_images_of_one_name_are_told_apart(run, tool, tmp_path):
         "same_4.png",
     ]
     # With the truth beside each: three panels.
-    widths = [3 * drawn_size(*size)[1] + 2 * GAP for size in SIZES]
+    sizes = [(image["height"], image["width"]) for image in content["images"]]
+    widths = [3 * drawn_size(*size)[1] + 2 * GAP for size in sizes]
     assert [Image.open(path).width for path in pictures] == widths
 
 
 def test_photographs_come_one_by_one_and_contours_in_batches(run):
     cfg = load_run(str(run)).cfg
-    assert [len(batch) for batch in scoring_batches(cfg, NAME)] == [1] * len(SIZES)
+    assert [len(batch) for batch in scoring_batches(cfg, NAME)] == [1] * IMAGES
     assert scoring_batches(cfg, NAME, 1).batch_size == 1
     with pytest.raises(ConfigurationError, match="--batch-size 8: only images of a Pathfinder"):
         scoring_batches(cfg, NAME, 8)
