@@ -28,7 +28,7 @@ from crbp_d2.analysis.runs import Run
 from crbp_d2.data.storage import write_whole
 from crbp_d2.evaluation.colours import ObjectColours
 from crbp_d2.evaluation.drawing import draw_segments, scaled, side_by_side
-from crbp_d2.evaluation.pictures import answer_as_drawn
+from crbp_d2.evaluation.pictures import answer_as_drawn, unused
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -143,10 +143,11 @@ def write_claim_picture(
     image, mask = sample.load()
     claims = [(run.label, claim_map(run, image, last), run.cfg.CRBP.STEPS) for run in runs]
     save_figure(claim_figure(image, claims, last, mask), output)
+    suffixes: set[str] = set()
     for label, claimed, _ in claims:
         table = io.BytesIO()
         np.savetxt(table, claimed, fmt="%d", delimiter=",")
-        suffix = "" if len(runs) == 1 else "_" + re.sub(r"\W+", "_", label)
+        suffix = unused("" if len(runs) == 1 else "_" + re.sub(r"\W+", "_", label), suffixes)
         write_whole(output.with_name(f"{output.name}{suffix}.csv"), table.getvalue())
 
 

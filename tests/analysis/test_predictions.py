@@ -268,6 +268,16 @@ def test_contour_models_write_pictures_and_steps(tmp_path, options, demo):
     assert claimed.shape == (30, 51) and set(np.unique(claimed)) <= {0, 1, 2}
 
 
+def test_models_of_similar_names_have_tables_of_their_own(tmp_path, options, demo):
+    arguments = options(CONTOUR)
+    compared = (tmp_path / "tiny" / "config.yaml", tmp_path / "tiny" / "model_final.pth")
+    labels = ("--label", "C-RBP", "--label", "C RBP")
+    count = ("--count", 1, "--steps", 2, "--output", tmp_path / "out")
+    demo(CONTOUR, *count, "--compare", *compared, *labels, *arguments)
+    tables = sorted(path.name for path in (tmp_path / "out").glob("*.csv"))
+    assert tables == ["000000_C_RBP.csv", "000000_C_RBP_2.csv"]
+
+
 def test_a_broken_image_is_named_before_anything_is_written(tmp_path, options, demo, capsys):
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "whole.png")
     content = (tmp_path / "whole.png").read_bytes()
