@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.analysis.steps import step_evaluators
 from crbp_d2.analysis.stopping import evaluate_tolerances, markdown
-from crbp_d2.data import build_test_loader
 from crbp_d2.data.storage import write_whole
 
 
@@ -35,21 +35,26 @@ def main() -> None:
     )
     parser.add_argument("--dataset", help="default: the first of the run's DATASETS.TEST")
     parser.add_argument("--batches", type=int, help="default: the whole data set")
-    parser.add_argument("--batch-size", type=int, default=1, help="images (default: 1)")
+    parser.add_argument("--batch-size", type=int, default=1, help="contour images (default: 1)")
     parser.add_argument("--output", type=Path, help="folder (default: that of the run)")
     arguments = parser.parse_intermixed_args()
-    batches = 1 if arguments.batches is None else arguments.batches
-    if min(arguments.batch_size, batches) < 1:
-        parser.error("--batches and --batch-size must be at least 1")
+    if arguments.batches is not None and arguments.batches < 1:
+        parser.error(f"--batches must be at least 1, got {arguments.batches}")
     try:
         run = load_run(arguments.run, arguments.opts, data_set=arguments.dataset)
         name = run.data_set
-        loader = build_test_loader(run.cfg, name, batch_size=arguments.batch_size)
-        batches = tqdm(islice(loader, arguments.batches), name, arguments.batches or len(loader))
-        found = evaluate_tolerances(run.model, batches, arguments.tolerances, step_evaluators(name))
+        loader = scoring_batches(run.cfg, name, arguments.batch_size)
+        number = min(arguments.batches or len(loader), len(loader))
+        part = number < len(loader)
+        batches = tqdm(islice(loader, number), name, number)
+        evaluators = step_evaluators(name, partial=part)
+        found = evaluate_tolerances(run.model, batches, arguments.tolerances, evaluators)
     except (ValueError, KeyError) as error:
         parser.error(str(error))
-    table = "\n".join(markdown(found)) + "\n"
+    lines = list(markdown(found))
+    if part:
+        lines += ["", f"Of the first {number} of {len(loader)} batches alone."]
+    table = "\n".join(lines) + "\n"
     output = arguments.output or run.folder
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "early_stopping.md", table.encode())

@@ -26,19 +26,22 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
+from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.published import per_step
 from crbp_d2.analysis.runs import require_different_labels, split_label
 from crbp_d2.analysis.steps import (
+    DifferingScoresError,
     evaluate_at_each,
     evaluate_steps,
     parse_steps,
     read_csv,
+    require_alike,
+    scale_of,
     step_evaluators,
     write_csv,
 )
 from crbp_d2.analysis.steps_figure import curves_of, write_figure
-from crbp_d2.data import build_test_loader
 from crbp_d2.engine import argument_parser, load_model, setup
 
 
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", default="N/2,N,2N,4N", help="such as 1-30, or N,2N,4N (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, help="images (default: 16, panoptic 1)")
+    parser.add_argument("--batch-size", type=int, help="contour images (default: 16)")
     parser.add_argument("--label", default="this run", help="in the figure")
     parser.add_argument(
         "--plot-with", nargs="+", default=[], metavar="LABEL=CSV", help="steps.csv of other runs"
@@ -65,7 +68,8 @@ def main() -> None:
     parser.add_argument(
         "--check-repeated",
         action="store_true",
-        help="also evaluate every step by itself; compare the scores, print the ratio of the times",
+        help="also evaluate every step by itself; scores that differ by more than rounding are an "
+        "error; prints the ratio of the times",
     )
     arguments = parser.parse_args()
     try:
@@ -97,8 +101,7 @@ def main() -> None:
         find_recurrence(model)
         for name in cfg.DATASETS.TEST:
             evaluators = step_evaluators(name)
-            size = arguments.batch_size or (1 if hasattr(model, "roi_heads") else 16)
-            loader = build_test_loader(cfg, name, batch_size=size)
+            loader = scoring_batches(cfg, name, arguments.batch_size)
             begin = time.perf_counter()
             found[name] = evaluate_steps(model, tqdm(loader, name), steps, evaluators)
             taken = time.perf_counter() - begin
@@ -106,16 +109,14 @@ def main() -> None:
                 begin = time.perf_counter()
                 repeated = evaluate_at_each(model, loader, tqdm(steps, "repeated"), evaluators)
                 ratio = (time.perf_counter() - begin) / taken
-                worst = max(
-                    abs(one.scores[key] - again[key])
-                    for one, again in zip(found[name], repeated, strict=True)
-                    for key in again
-                    if again[key] == again[key]
-                )
+                worst = require_alike(name, found[name], repeated)
                 lines.append(
                     f"{name}: one pass took {taken:.1f} s, an evaluation for every step "
-                    f"{ratio:.1f} times as long; largest difference of a score {worst:.2g}"
+                    f"{ratio:.1f} times as long; largest difference of a score "
+                    f"{worst.size * scale_of(worst.score):.2g}"
                 )
+    except DifferingScoresError as error:
+        sys.exit(f"\n{error}")
     except ValueError as error:
         parser.error(str(error))
     write_csv(output / "steps.csv", found, cfg.CRBP.STEPS)

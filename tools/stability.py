@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.analysis.stability import measure_dynamics, write_report
-from crbp_d2.analysis.steps import evaluate_steps, step_evaluators
-from crbp_d2.data import build_test_loader
+from crbp_d2.analysis.steps import evaluate_steps, scale_of, step_evaluators
 
 
 def main() -> None:
@@ -31,13 +31,13 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, default=32, help="images or RoIs for the dynamics (default: 32)"
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="images (default: 8)")
+    parser.add_argument("--batch-size", type=int, help="contour images (default: 16)")
     arguments = parser.parse_args()
     try:
         run = load_run(arguments.run, data_set=arguments.dataset)
         trained = run.cfg.CRBP.STEPS
         name = run.data_set
-        loader = build_test_loader(run.cfg, name, batch_size=arguments.batch_size)
+        loader = scoring_batches(run.cfg, name, arguments.batch_size)
         dynamics = measure_dynamics(
             run.model,
             tqdm(islice(loader, arguments.samples), "dynamics"),
@@ -55,7 +55,7 @@ def main() -> None:
         dynamics,
         {one.step: one.scores[score] for one in found},
         score,
-        1 if score == "F1" else 100,
+        scale_of(score),
     )
     sys.stdout.write(f"{line}\n")
 

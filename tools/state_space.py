@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.runs import load_run, require_different_labels, split_label
 from crbp_d2.analysis.state_space import collect_states, project, write_results
-from crbp_d2.data import build_test_loader
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--dataset", help="default: the first of each run's DATASETS.TEST")
     parser.add_argument("--samples", type=int, default=1000, help="images or RoIs (default: 1000)")
     parser.add_argument("--factor", type=int, default=4, help="last step over N (default: 4)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images (default: 16)")
+    parser.add_argument("--batch-size", type=int, help="contour images (default: 16)")
     arguments = parser.parse_args()
     if arguments.output is None and len(arguments.runs) > 1:
         parser.error("several runs need --output FOLDER")
@@ -41,7 +41,7 @@ def main() -> None:
         for text in arguments.runs:
             run = load_run(text, data_set=arguments.dataset)
             trained = run.cfg.CRBP.STEPS
-            loader = build_test_loader(run.cfg, run.data_set, batch_size=arguments.batch_size)
+            loader = scoring_batches(run.cfg, run.data_set, arguments.batch_size)
             states = collect_states(
                 run.model,
                 tqdm(loader, run.label),

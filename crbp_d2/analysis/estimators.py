@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.memory import bytes_saved_by
 from crbp_d2.analysis.observed import observe_circuit
 from crbp_d2.analysis.outputs import find_recurrence
@@ -17,7 +18,6 @@ from crbp_d2.analysis.runs import Run
 from crbp_d2.analysis.timing import seconds_of
 from crbp_d2.core import ConfigurationError, Recurrence
 from crbp_d2.core.state import to_parts
-from crbp_d2.data import build_test_loader
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def trained_setting(run: Run, samples: int) -> tuple[nn.Module, Tensor]:
     """
     drives: list[Tensor] = []
     found = 0
-    for batch in build_test_loader(run.cfg, run.data_set, batch_size=1):
+    for batch in scoring_batches(run.cfg, run.data_set, 1):
         circuit = observe_circuit(run.model, batch, [1]).circuit
         if not isinstance(circuit.drive, Tensor):
             raise ConfigurationError("the comparison is about circuits with a single drive")

@@ -29,7 +29,7 @@ from crbp_d2.data.pathfinder import load_sample
 from crbp_d2.data.pathfinder.draw import Bytes
 from crbp_d2.data.pathfinder.images import Record
 from crbp_d2.engine import load_model, prepare
-from crbp_d2.evaluation.pictures import ground_truth
+from crbp_d2.evaluation.pictures import ground_truth, image_name, unused
 
 logger = logging.getLogger(__name__)
 
@@ -181,12 +181,8 @@ def output_names(paths: Sequence[Path], folder: Path) -> list[Path]:
     Raises:
         ConfigurationError: a picture would take the place of one of the images.
     """
-    names: list[Path] = []
-    for path in paths:
-        name, number = path.stem, 2
-        while folder / name in names:
-            name, number = f"{path.stem}_{number}", number + 1
-        names.append(folder / name)
+    taken: set[str] = set()
+    names = [folder / unused(path.stem, taken) for path in paths]
     given = {path.resolve() for path in paths}
     for output in names:
         picture = output.with_name(f"{output.name}.png")
@@ -207,7 +203,7 @@ class _Annotated:
             self.path.name == path.name
             and self.path.is_file()
             and self.segments.is_file()
-            and filecmp.cmp(self.path, path, shallow=False)
+            and (self.path == path or filecmp.cmp(self.path, path, shallow=False))
         )
 
 
@@ -240,7 +236,9 @@ class PanopticTruth:
     def of(self, path: Path) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
         """Segments of an image as `ground_truth` gives them; `None` unless the data set has a file
         of that name and content."""
-        found = next((entry for entry in self._entries if entry.is_of(path)), None)
+        # The same image may be in several folders, with other annotations.
+        own = sorted(self._entries, key=lambda entry: entry.path != path)
+        found = next((entry for entry in own if entry.is_of(path)), None)
         return None if found is None else ground_truth(found.annotation, self.metadata)
 
 
@@ -284,7 +282,7 @@ def contour_samples(run: Run, count: int) -> list[ContourSample]:
             f"DATASETS.TEST: {name} holds no Pathfinder images; name some, or give --input"
         )
     return [
-        ContourSample(Path(record.get("file_name", f"{record['image_id']:06d}")), record)
+        ContourSample(Path(record.get("file_name", image_name(record))), record)
         for record in islice(DatasetCatalog.get(name), count)
     ]
 

@@ -5,6 +5,7 @@ Shape shorthand: N samples of the circuit (images of a contour model, RoIs of a 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,8 @@ def find_recurrence(model: nn.Module) -> Recurrence:
 
 def outputs_at(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepOutput]:
     """The answers of a model at several steps. Backbone, proposals and boxes are computed once, and
-    the circuit runs once, to the last of the steps.
+    the circuit runs once, to the last of the steps; where the state of a step depends on how many
+    are to follow (`runs_agree`), all is run anew for each of them.
 
     Args:
         model: Detectron2's `SemanticSegmentor` or `PanopticFPN` with a recurrent head, in
@@ -66,8 +68,9 @@ def outputs_at(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepO
         steps: at least 1, in any order.
 
     Yields:
-        One entry a step, ascending. They are made as they are asked for: of all steps only the
-        masks at the resolution of the head are held at once.
+        One entry a step, ascending. No two share anything that can be changed. They are made as
+        they are asked for: of all steps only the masks at the resolution of the head are held at
+        once.
 
     Raises:
         ConfigurationError: a step below 1, or a model of another kind.
@@ -76,13 +79,29 @@ def outputs_at(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepO
     if not wanted or wanted[0] < 1:
         raise ConfigurationError(f"steps must be at least 1, got {list(steps)}")
     if isinstance(model, PanopticFPN):
-        yield from _panoptic(model, batch, wanted)
+        answer = _panoptic
     elif isinstance(model, SemanticSegmentor):
-        yield from _semantic(model, batch, wanted)
+        answer = _semantic
     else:
         raise ConfigurationError(
             f"{type(model).__name__}: only SemanticSegmentor and PanopticFPN are supported"
         )
+    alike = runs_agree(find_recurrence(model))
+    for together in [wanted] if alike else [[step] for step in wanted]:
+        yield from answer(model, batch, together)
+
+
+def runs_agree(recurrence: Recurrence) -> bool:
+    """Whether runs of different lengths have the same states at the steps that they share.
+
+    Not where only the last steps keep their precision, or where samples stop once they have settled
+    (all take a last step), and not for sure where a solver chooses the states.
+    """
+    return (
+        recurrence.solve_precision == "full"
+        and recurrence.test_tolerance is None
+        and recurrence.estimator.plain_steps
+    )
 
 
 def change_since(previous: Parts, parts: Parts) -> Tensor:
@@ -156,21 +175,34 @@ def _panoptic(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepOu
         for logits, record in zip(semantics, batch, strict=True)
     ]
     for step in steps:
-        outputs = []
-        for record, found, masks, semantic in zip(
-            batch, detections, seen.masks.pop(step), stuff, strict=True
-        ):
-            one = Instances(found.image_size, **{**found.get_fields(), "pred_masks": masks})
-            instances = detector_postprocess(one, *_output_size(record))
-            panoptic = combine_semantic_and_instance_outputs(
-                instances,
-                semantic.argmax(dim=0),
-                model.combine_overlap_thresh,
-                model.combine_stuff_area_thresh,
-                model.combine_instances_score_thresh,
+        outputs = [
+            _combined(model, record, found, masks, semantic)
+            for record, found, masks, semantic in zip(
+                batch, detections, seen.masks.pop(step), stuff, strict=True
             )
-            outputs.append({"sem_seg": semantic, "instances": instances, "panoptic_seg": panoptic})
+        ]
         yield StepOutput(step, outputs, seen.change[step])
+
+
+def _combined(
+    model: Any, record: Output, found: Instances, masks: Tensor, semantic: Tensor
+) -> Output:
+    """What the model returns of one image, given its detections with the masks of a step.
+
+    All steps have the same detections, and Detectron2 scales the boxes of those it gets in place:
+    it gets copies.
+    """
+    own = copy.deepcopy(found)
+    own.pred_masks = masks
+    instances = detector_postprocess(own, *_output_size(record))
+    panoptic = combine_semantic_and_instance_outputs(
+        instances,
+        semantic.argmax(dim=0),
+        model.combine_overlap_thresh,
+        model.combine_stuff_area_thresh,
+        model.combine_instances_score_thresh,
+    )
+    return {"sem_seg": semantic.clone(), "instances": instances, "panoptic_seg": panoptic}
 
 
 def _size(record: Output) -> tuple[int, int]:

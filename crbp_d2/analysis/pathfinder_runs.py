@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.stability import radius_after
 from crbp_d2.analysis.steps import evaluate_steps, step_evaluators
-from crbp_d2.data import build_test_loader
 from crbp_d2.data.storage import write_json
 from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
 
@@ -95,7 +95,7 @@ def train_one(configs: Path, label: str, seed: int, folder: Path) -> Outcome:
     trainer.train()
     minutes = (time.process_time() - begin) / 60
     model = trainer.model.eval()
-    loader = build_test_loader(cfg, "pathfinder_tiny_val", batch_size=16)
+    loader = scoring_batches(cfg, "pathfinder_tiny_val")
     outcome = Outcome(label, seed, minutes, *measure(model, loader, cfg.CRBP.STEPS))
     write_json(result, asdict(outcome))
     return outcome

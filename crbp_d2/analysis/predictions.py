@@ -11,31 +11,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.data.detection_utils import read_image
-from matplotlib import font_manager
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from crbp_d2.analysis.figures import STYLE, new_figure, save_figure
 from crbp_d2.analysis.images import ContourSample, PanopticTruth, model_input
 from crbp_d2.analysis.outputs import outputs_at
 from crbp_d2.analysis.runs import Run
 from crbp_d2.data.storage import write_whole
-from crbp_d2.evaluation.pictures import draw_panoptic, enlarged
+from crbp_d2.evaluation.colours import ObjectColours
+from crbp_d2.evaluation.drawing import draw_segments, scaled, side_by_side
+from crbp_d2.evaluation.pictures import answer_as_drawn, unused
 
 Pixels = npt.NDArray[np.uint8]
 
-LONGEST_SIDE = 1024
-"""Larger photographs are drawn at this size; the models get them in full."""
-GAP = 8
-"""Pixels between panels."""
 DARKEST = 0.15
 """Where the colours of steps begin in viridis, as its first ones can't be told from black."""
 
@@ -54,16 +50,18 @@ def panoptic_picture(
     Returns:
         `(H', W', 3)` RGB, 0..255; see `side_by_side`.
     """
-    image = _bounded(read_image(str(path), "RGB"))
-    panels = [("image", enlarged(image))]
-    for run in runs:
-        with torch.no_grad():
-            segments, infos = run.model([model_input(path, run.cfg)])[0]["panoptic_seg"]
-        panels.append((run.label, draw_panoptic(image, segments.cpu().numpy(), infos, metadata)))
+    image = scaled(read_image(str(path), "RGB"))
+    colours = ObjectColours(metadata)
     known = truth.of(path) if truth is not None else None
-    if known is not None:
-        panels.append(("ground truth", draw_panoptic(image, *known, metadata)))
-    return side_by_side(panels)
+    # First, so that its objects are the first of their class; it is shown last.
+    true = [] if known is None else [draw_segments(image, *known, metadata, colours)]
+    panels = [("image", image)]
+    for run in runs:
+        answer = answer_as_drawn(run.model, model_input(path, run.cfg))
+        segments, infos = answer["panoptic_seg"]
+        drawn = draw_segments(image, segments.cpu().numpy(), infos, metadata, colours)
+        panels.append((run.label, drawn))
+    return side_by_side([*panels, *(("ground truth", picture) for picture in true)])
 
 
 def write_panoptic_picture(
@@ -78,44 +76,6 @@ def write_panoptic_picture(
     Image.fromarray(panoptic_picture(path, runs, metadata, truth)).save(content, "png")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output.with_name(f"{output.name}.png"), content.getvalue())
-
-
-def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> Pixels:
-    """Panels in a row, each under its title; a title that is too long is cut.
-
-    Args:
-        panels: titles and images `(H, W, 3)` RGB, 0..255, of the same height.
-
-    Returns:
-        `(H + strip, sum of W + gaps, 3)` RGB, 0..255, on white.
-    """
-    height = panels[0][1].shape[0]
-    strip = title_height(height)
-    width = sum(image.shape[1] for _, image in panels) + GAP * (len(panels) - 1)
-    sheet = Image.new("RGB", (width, height + strip), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), round(0.6 * strip))
-    left = 0
-    for title, image in panels:
-        sheet.paste(Image.fromarray(image), (left, strip))
-        shown = title
-        while shown and draw.textlength(shown, font) > image.shape[1] - 2 * GAP:
-            shown = f"{shown.rstrip('…')[:-1]}…" if len(shown) > 2 else ""
-        draw.text((left + GAP, strip // 2), shown, "black", font, anchor="lm")
-        left += image.shape[1] + GAP
-    return np.asarray(sheet)
-
-
-def title_height(height: int) -> int:
-    """Pixels of the title strip over panels of a height."""
-    return max(32, height // 16)
-
-
-def _bounded(image: np.ndarray) -> np.ndarray:
-    factor = LONGEST_SIDE / max(image.shape[:2])
-    if factor >= 1:
-        return image
-    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
 
 
 def claimed_at(masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -183,10 +143,11 @@ def write_claim_picture(
     image, mask = sample.load()
     claims = [(run.label, claim_map(run, image, last), run.cfg.CRBP.STEPS) for run in runs]
     save_figure(claim_figure(image, claims, last, mask), output)
+    suffixes: set[str] = set()
     for label, claimed, _ in claims:
         table = io.BytesIO()
         np.savetxt(table, claimed, fmt="%d", delimiter=",")
-        suffix = "" if len(runs) == 1 else "_" + re.sub(r"\W+", "_", label)
+        suffix = unused("" if len(runs) == 1 else "_" + re.sub(r"\W+", "_", label), suffixes)
         write_whole(output.with_name(f"{output.name}{suffix}.csv"), table.getvalue())
 
 

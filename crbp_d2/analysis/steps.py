@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,11 @@ from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
 
 PANOPTIC = ("PQ", "PQ_th", "PQ_st", "mask_AP")
 CONTOUR = ("F1", "balanced_accuracy", "precision", "recall", "IoU")
+ROUNDING = 1e-4
+"""Largest difference of a score by rounding, in parts of its range: a unit of the last digit that
+is shown. One pass and a run for each step do the same sums in the same order, so that on a CPU
+their scores are the same numbers. Where a GPU sums in another order, logits move in their last
+digits, and of a million pixels a few lie that near to the threshold."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,30 @@ class StepScores:
     change: float
 
 
-def step_evaluators(dataset_name: str) -> list[DatasetEvaluator]:
+class _InstanceEvaluator(COCOEvaluator):
+    """Detectron2's evaluator of masks, without pycocotools' report on the standard output.
+
+    Args:
+        dataset_name: registered.
+        partial: score the images that are processed, which need not be all.
+    """
+
+    def __init__(self, dataset_name: str, *, partial: bool) -> None:
+        super().__init__(dataset_name, ("segm",), distributed=False, use_fast_impl=False)
+        self._partial = partial
+
+    def evaluate(self) -> Any:
+        of_these = [prediction["image_id"] for prediction in self._predictions]
+        with contextlib.redirect_stdout(io.StringIO()):
+            return super().evaluate(of_these if self._partial else None)
+
+
+def step_evaluators(dataset_name: str, *, partial: bool = False) -> list[DatasetEvaluator]:
     """The evaluators whose scores are taken at every step; see `scores_of`.
+
+    Args:
+        dataset_name: registered.
+        partial: score the images that are processed, which need not be all.
 
     Raises:
         ConfigurationError: the data set is neither of Pathfinder nor a panoptic one.
@@ -55,11 +84,9 @@ def step_evaluators(dataset_name: str) -> list[DatasetEvaluator]:
         raise ConfigurationError(
             f"DATASETS.TEST: {dataset_name} is neither a Pathfinder nor a panoptic data set"
         )
-    evaluators: list[DatasetEvaluator] = [PanopticEvaluator(dataset_name)]
+    evaluators: list[DatasetEvaluator] = [PanopticEvaluator(dataset_name, partial=partial)]
     if metadata.thing_dataset_id_to_contiguous_id:
-        evaluators.append(
-            COCOEvaluator(dataset_name, ("segm",), distributed=False, use_fast_impl=False)
-        )
+        evaluators.append(_InstanceEvaluator(dataset_name, partial=partial))
     return evaluators
 
 
@@ -143,6 +170,72 @@ def evaluate_at_each(
     finally:
         recurrence.test_steps = usual
     return scores
+
+
+def scale_of(score: str) -> int:
+    """The largest value of a score of `CONTOUR` or `PANOPTIC`; the smallest is 0."""
+    return 1 if score in CONTOUR else 100
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a score, taken in two ways.
+
+    Attributes:
+        step: 1, 2, ...
+        score: its name.
+        one, other: its values.
+    """
+
+    step: int
+    score: str
+    one: float
+    other: float
+
+    @property
+    def size(self) -> float:
+        """In 0..1, parts of the range of the score. Nothing to score is no more than itself: 1
+        where one value alone is NaN."""
+        if math.isnan(self.one) or math.isnan(self.other):
+            return float(math.isnan(self.one) != math.isnan(self.other))
+        return abs(self.one - self.other) / scale_of(self.score)
+
+
+class DifferingScoresError(RuntimeError):
+    """Two ways to the same scores lead to others."""
+
+
+def require_alike(
+    data_set: str, found: Sequence[StepScores], repeated: Sequence[Mapping[str, float]]
+) -> Difference:
+    """One pass gives the scores of an evaluation for every step.
+
+    Args:
+        data_set: its name, for the message.
+        found: of `evaluate_steps`.
+        repeated: of `evaluate_at_each`, for the same steps.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        DifferingScoresError: by more than `ROUNDING`.
+    """
+    worst = max(
+        (
+            Difference(one.step, score, value, again[score])
+            for one, again in zip(found, repeated, strict=True)
+            for score, value in one.scores.items()
+        ),
+        key=lambda difference: difference.size,
+    )
+    if worst.size > ROUNDING:
+        raise DifferingScoresError(
+            f"{data_set}: scores of one pass differ from those of an evaluation for every step by "
+            f"more than rounding, most at step {worst.step}: {worst.score} {worst.one:.6g} against "
+            f"{worst.other:.6g}; one of them is wrong, and nothing was written"
+        )
+    return worst
 
 
 def fresh_copy(evaluator: DatasetEvaluator) -> DatasetEvaluator:

@@ -35,28 +35,43 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 
     The measure is panopticapi's. Differences: a bounded number of processes; things or stuff may
     be absent (their quality is then NaN); predictions of the thing class that stands in where data
-    have no things are discarded; images of the same name in different folders don't meet.
+    have no things are discarded; images of the same name in different folders don't meet; what it
+    is given stays as it was.
 
     Contains synchronisation, so every process of a distributed run has to call it.
 
     Args:
         dataset_name: registered, with `evaluator_type` coco_panoptic_seg.
         output_dir: `predictions.json` is written there, if given.
+        partial: score the images that were processed, which need not be all.
         workers: number of processes; see `crbp_d2.data.parallel.ordered_map`.
     """
 
     def __init__(
-        self, dataset_name: str, output_dir: str | None = None, *, workers: int | None = None
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        *,
+        partial: bool = False,
+        workers: int | None = None,
     ) -> None:
         super().__init__(dataset_name, output_dir)
+        self._partial = partial
         self._workers = workers
         self.reset()
 
     def process(self, inputs: list[Json], outputs: list[Json]) -> None:
         """Takes model inputs with `image_id` and `file_name`, outputs with `panoptic_seg`."""
-        if not self._metadata.thing_dataset_id_to_contiguous_id:
-            outputs = [{"panoptic_seg": _without_things(*out["panoptic_seg"])} for out in outputs]
-        super().process(inputs, outputs)
+        without_things = not self._metadata.thing_dataset_id_to_contiguous_id
+        own = []
+        for output in outputs:
+            panoptic, segments = output["panoptic_seg"]
+            # Detectron2 renames the classes within the segments it gets.
+            segments = [dict(segment) for segment in segments]
+            if without_things:
+                panoptic, segments = _without_things(panoptic, segments)
+            own.append({"panoptic_seg": (panoptic, segments)})
+        super().process(inputs, own)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """PQ, SQ and RQ in percent of all classes, things (`_th`) and stuff (`_st`).
@@ -64,7 +79,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         None in all processes but the main one, and where nothing was predicted.
 
         Raises:
-            ValueError: images of the data set have no prediction.
+            ValueError: images of the data set have no prediction, and that was not said to be so.
         """
         comm.synchronize()
         predictions = list(itertools.chain(*comm.gather(self._predictions)))
@@ -95,9 +110,11 @@ class PanopticEvaluator(COCOPanopticEvaluator):
     ) -> PQStat:
         by_image = {prediction["image_id"]: prediction for prediction in predictions}
         missing = [entry["image_id"] for entry in truth if entry["image_id"] not in by_image]
-        if missing:
+        if missing and not self._partial:
             raise ValueError(f"no prediction for {len(missing)} images, as id {missing[0]!r}")
-        pairs = [(entry, by_image[entry["image_id"]]) for entry in truth]
+        pairs = [
+            (entry, by_image[entry["image_id"]]) for entry in truth if entry["image_id"] in by_image
+        ]
         chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
         compare = functools.partial(
             compare_segments,

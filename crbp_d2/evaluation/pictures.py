@@ -6,36 +6,45 @@ import functools
 import json
 import logging
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import Visualizer
+from detectron2.modeling import PanopticFPN
 from panopticapi.utils import rgb2id
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from crbp_d2.data.loaders import build_test_loader, is_pathfinder
+from crbp_d2.evaluation.colours import ObjectColours
+from crbp_d2.evaluation.drawing import (
+    LONGEST_SIDE,
+    MINIMUM_SIDE,
+    Panel,
+    Pixels,
+    draw_segments,
+    drawn_size,
+    scaled,
+    side_by_side,
+)
 
 Record = dict[str, Any]
 
 logger = logging.getLogger(__name__)
-
-MINIMUM_SIDE = 384
-"""Smaller images are enlarged, so that the labels drawn on them can be read."""
 
 
 def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Path) -> list[Path]:
     """Draw the predictions for the first `cfg.CRBP.PICTURES` images of a data set.
 
     Each picture shows the image, the model's prediction and the ground truth; of panoptic data the
-    segments, of Pathfinder images the probability of a contour.
+    segments (see `answer_as_drawn`), of Pathfinder images the probability of a contour. Images of
+    the same name get numbers.
 
     Args:
         cfg: its test-time settings make the model's input.
@@ -47,11 +56,13 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Pa
         The files.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    draw: Callable[[Record, Record], list[np.ndarray]]
+    draw: Callable[[Record, Record], list[Panel]]
     if is_pathfinder(dataset_name):
         draw = contour_panels
     elif metadata.get("evaluator_type") == "coco_panoptic_seg":
-        annotations = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
+        annotations = json.loads(Path(metadata.panoptic_json).read_text(encoding="utf-8"))[
+            "annotations"
+        ]
         truths = {annotation["image_id"]: annotation for annotation in annotations}
         draw = functools.partial(panoptic_panels, metadata=metadata, truths=truths)
     else:
@@ -60,15 +71,14 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Pa
     loader = build_test_loader(cfg, dataset_name, num_workers=0)
     was_training = model.training
     model.eval()
-    written = []
+    written: list[Path] = []
+    names: set[str] = set()
     try:
         total = min(cfg.CRBP.PICTURES, len(loader))
         for (record,), _ in tqdm(zip(loader, range(total), strict=False), "pictures", total=total):
-            with torch.no_grad():
-                panels = draw(record, model([record])[0])
-            name = Path(record.get("file_name", f"{record['image_id']:06d}")).stem
-            path = folder / f"{name}.png"
-            Image.fromarray(np.concatenate(panels, axis=1)).save(path)
+            panels = draw(record, answer_as_drawn(model, record))
+            path = folder / f"{unused(image_name(record), names)}.png"
+            Image.fromarray(side_by_side(panels)).save(path)
             written.append(path)
     finally:
         model.train(was_training)
@@ -76,10 +86,34 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Pa
     return written
 
 
+def answer_as_drawn(model: Any, record: Record) -> Record:
+    """What a model answers to an image; to one that is drawn smaller than it is, in that size.
+
+    Masks of dozens of objects at the size of a large image would take gigabytes, to be reduced
+    then. What the model counts in pixels, the least area of stuff, is reduced with the image.
+
+    Args:
+        model: in evaluation mode.
+        record: what it takes; `height` and `width` are those of the image.
+    """
+    if not isinstance(model, PanopticFPN) or max(record["height"], record["width"]) <= LONGEST_SIDE:
+        with torch.no_grad():
+            return model([record])[0]
+    height, width = drawn_size(record["height"], record["width"])
+    least = model.combine_stuff_area_thresh
+    part = height * width / (record["height"] * record["width"])
+    model.combine_stuff_area_thresh = least * part
+    try:
+        with torch.no_grad():
+            return model([{**record, "height": height, "width": width}])[0]
+    finally:
+        model.combine_stuff_area_thresh = least
+
+
 def panoptic_panels(
     record: Record, output: Record, *, metadata: Any, truths: dict[Any, Record]
-) -> list[np.ndarray]:
-    """Image, predicted and true segments, each `(H, W, 3)` RGB uint8.
+) -> list[Panel]:
+    """Image, predicted and true segments.
 
     Args:
         record: of a panoptic data set.
@@ -88,77 +122,81 @@ def panoptic_panels(
         truths: image id -> annotation of the panoptic JSON.
     """
     image = read_image(record["file_name"], "RGB")
-    segments, infos = output["panoptic_seg"]
+    colours = ObjectColours(metadata)
     truth = ground_truth(truths[record["image_id"]], metadata)
-    return [
-        enlarged(image),
-        draw_panoptic(image, segments.cpu().numpy(), infos, metadata),
-        draw_panoptic(image, *truth, metadata),
-    ]
+    true = draw_segments(image, *truth, metadata, colours)
+    segments, infos = output["panoptic_seg"]
+    predicted = draw_segments(image, segments.cpu().numpy(), infos, metadata, colours)
+    return [("image", scaled(image)), ("prediction", predicted), ("ground truth", true)]
 
 
-def contour_panels(record: Record, output: Record) -> list[np.ndarray]:
-    """Image, probability of a contour and mask, each `(H, W, 3)` uint8, enlarged.
+def contour_panels(record: Record, output: Record) -> list[Panel]:
+    """Image, probability of a contour and mask, enlarged by a whole factor where they are small.
 
     Args:
         record: a mapped Pathfinder image, with `image` and `sem_seg`.
         output: with the logits `sem_seg` `(2, H, W)`.
     """
     probability = output["sem_seg"].softmax(dim=0)[1].cpu().numpy()
-    panels = [record["image"][0].numpy(), 255 * probability, 255 * record["sem_seg"].numpy()]
-    factor = max(1, round(MINIMUM_SIDE / len(probability)))
-    return [
-        np.repeat(np.repeat(np.repeat(panel[..., None], 3, 2), factor, 0), factor, 1).astype(
-            np.uint8
-        )
-        for panel in panels
-    ]
+    panels = {
+        "image": record["image"][0].numpy(),
+        "probability of a contour": 255 * probability,
+        "ground truth": 255 * record["sem_seg"].numpy(),
+    }
+    return [(title, _enlarged_pixels(panel.astype(np.uint8))) for title, panel in panels.items()]
 
 
-def draw_panoptic(
-    image: np.ndarray, segments: np.ndarray, infos: list[dict[str, Any]] | None, metadata: Any
-) -> np.ndarray:
-    """The image with its segments drawn over it.
+def _enlarged_pixels(grey: Pixels) -> Pixels:
+    """A grey image `(H, W)` as RGB, reduced if it is large, else enlarged in whole pixels."""
+    if max(grey.shape) > LONGEST_SIDE:
+        grey = scaled(grey)
+    factor = min(round(MINIMUM_SIDE / min(grey.shape)), LONGEST_SIDE // max(grey.shape))
+    grey = grey.repeat(max(1, factor), axis=0).repeat(max(1, factor), axis=1)
+    return np.repeat(grey[..., None], 3, axis=2)
 
-    Args:
-        image: `(H, W, 3)` RGB, uint8.
-        segments: `(H, W)` segment ids, 0 where there is none.
-        infos: per segment `id`, `isthing` and contiguous `category_id`.
-        metadata: of the data set, with class names.
 
-    Returns:
-        RGB uint8, enlarged to at least `MINIMUM_SIDE`.
-    """
-    large = enlarged(image)
-    size = large.shape[1::-1]
-    map_ = cv2.resize(segments.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
-    visualizer = Visualizer(large, metadata)
-    drawn = visualizer.draw_panoptic_seg_predictions(torch.from_numpy(map_), infos or [])
-    return drawn.get_image()
+def image_name(record: Record) -> str:
+    """What pictures of an image are called: its file without ending, or its id."""
+    if "file_name" in record:
+        return Path(record["file_name"]).stem
+    image_id = record["image_id"]
+    return f"{image_id:06d}" if isinstance(image_id, Integral) else str(image_id)
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """A name, with a number where it is taken; it is taken then. Case makes no difference, as for
+    some file systems."""
+    free, number = name, 2
+    while free.casefold() in taken:
+        free, number = f"{name}_{number}", number + 1
+    taken.add(free.casefold())
+    return free
 
 
 def ground_truth(
     annotation: dict[str, Any], metadata: Any
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Segment ids `(H, W)` and their infos, in a model's form, from a panoptic annotation."""
+    """Segment ids and their infos, in a model's form, from a panoptic annotation.
+
+    Returns:
+        Ids `(H, W)`, of the image's size; of a large one the size at which it is drawn. Infos with
+        `id`, `isthing`, `iscrowd` and contiguous `category_id`.
+    """
     path = Path(metadata.panoptic_root) / annotation["file_name"]
-    segments = rgb2id(np.asarray(Image.open(path).convert("RGB")))
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    height, width = drawn_size(picture.height, picture.width)
+    if width < picture.width or height < picture.height:
+        picture = picture.resize((width, height), Image.Resampling.NEAREST)
     things = metadata.thing_dataset_id_to_contiguous_id
     stuff = metadata.stuff_dataset_id_to_contiguous_id
     infos = [
         {
             "id": segment["id"],
             "isthing": segment["category_id"] in things,
+            "iscrowd": bool(segment.get("iscrowd", 0)),
             "category_id": {**stuff, **things}[segment["category_id"]],
         }
         for segment in annotation["segments_info"]
     ]
-    return segments.astype(np.int32), infos
-
-
-def enlarged(image: np.ndarray) -> np.ndarray:
-    """The image, scaled up to a shorter side of `MINIMUM_SIDE` if it is smaller."""
-    factor = MINIMUM_SIDE / min(image.shape[:2])
-    if factor <= 1:
-        return image
-    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    return rgb2id(np.asarray(picture)).astype(np.int32), infos

@@ -20,11 +20,13 @@ from PIL import Image
 
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.page import load_runs, shared_data_set, write_page
-from crbp_d2.analysis.page.encode import jpeg, sheet
+from crbp_d2.analysis.page.encode import fitted, jpeg, sheet
+from crbp_d2.analysis.page.painters import painter_of
 from crbp_d2.analysis.page.quality import image_quality
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import (
     build_test_loader,
+    ensure_prepared,
     register_panoptic,
 )
 from crbp_d2.evaluation import PanopticEvaluator
@@ -41,8 +43,10 @@ from tests.analysis.page_runs import (
     run_to,
     write_run,
 )
+from tests.data.mixed_data import registered
 from tests.data.panoptic_data import write_panoptic
 from tests.data.shapes_data import registered_shapes
+from tests.data.thin_data import write_halves
 from tests.evaluation.models import annotations_as_predictions
 from tests.modeling.conftest import CONFIGS
 
@@ -159,6 +163,36 @@ def test_frames_of_a_sheet_do_not_show_at_each_others_edges():
     for number, frame in enumerate(frames):
         top, left = 32 * (number // 3), 32 * (number % 3)
         assert np.abs(picture[top : top + 20, left : left + 27].astype(int) - frame).max() < 3
+
+
+@pytest.mark.parametrize("size", [(1, 256), (8, 4096), (1500, 3), (900, 700)], ids=str)
+def test_images_of_any_size_have_pictures_in_bounds(size, tmp_path):
+    name = "test_page_thin"
+    with registered(name, write_halves(tmp_path / "data", *size).arguments()):
+        ensure_prepared(name)
+        painter = painter_of(name)
+        ((record, output),) = annotations_as_predictions(name)
+        scene = painter.scene(record)
+        picture, quality = scene.answer(output)
+    assert quality == pytest.approx(100)
+    assert np.array_equal(picture, scene.truth) and picture.shape == scene.image.shape
+    assert max(picture.shape) <= 320
+    assert decoded(painter.encode_answers(sheet([picture] * 3).picture)).width >= picture.shape[1]
+    grey = fitted(np.full(size, 7, np.uint8))
+    assert max(grey.shape) <= 320 and min(grey.shape) >= 1 and (grey == 7).all()
+
+
+def test_an_answer_keeps_the_colours_of_its_objects_from_step_to_step(shapes):
+    ensure_prepared(SHAPES)
+    record, output = next(annotations_as_predictions(SHAPES))
+    scene = painter_of(SHAPES).scene(record)
+    assert np.array_equal(scene.answer(output)[0], scene.truth)
+    # The same objects in another order, under other ids.
+    segments, infos = output["panoptic_seg"]
+    renamed = [{**info, "id": info["id"] + 9} for info in reversed(infos)]
+    other = {"panoptic_seg": (torch.where(segments > 0, segments + 9, 0), renamed)}
+    assert scene.key(other) != scene.key(output)
+    assert np.array_equal(scene.answer(other)[0], scene.truth)
 
 
 def test_the_page_refers_to_nothing_outside_itself(page):

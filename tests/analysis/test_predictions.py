@@ -16,7 +16,6 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from PIL import Image
 
-from crbp_d2.analysis import predictions
 from crbp_d2.analysis.images import (
     PanopticTruth,
     find_images,
@@ -27,19 +26,17 @@ from crbp_d2.analysis.images import (
 )
 from crbp_d2.analysis.predictions import (
     DARKEST,
-    GAP,
     claim_colours,
     claim_map,
     claimed_at,
     panoptic_picture,
-    side_by_side,
-    title_height,
 )
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError, ensure_prepared, register_panoptic, set_num_classes
 from crbp_d2.data.pathfinder import PathfinderImages, load_sample
-from crbp_d2.evaluation.pictures import MINIMUM_SIDE
+from crbp_d2.evaluation import drawing
+from crbp_d2.evaluation.drawing import GAP, MINIMUM_SIDE, side_by_side, title_height
 from tests.data.panoptic_data import HEIGHT, WIDTH, write_panoptic
 from tests.evaluation.models import tiny_config
 from tests.modeling.conftest import CONFIGS
@@ -215,7 +212,7 @@ def test_two_models_draw_the_first_images_of_the_data_set(data, tmp_path, option
 
 
 def test_a_photograph_is_drawn_smaller_than_it_is_segmented(data, tmp_path, options, monkeypatch):
-    monkeypatch.setattr(predictions, "LONGEST_SIDE", 600)
+    monkeypatch.setattr(drawing, "LONGEST_SIDE", 600)
     run = load_predictor(str(CONFIGS / PANOPTIC), options(PANOPTIC))
     large = tmp_path / "large.png"
     Image.open(data.images / "0.jpg").resize((900, 600)).save(large)
@@ -269,6 +266,16 @@ def test_contour_models_write_pictures_and_steps(tmp_path, options, demo):
     demo(CONTOUR, *own, *arguments)
     claimed = np.loadtxt(tmp_path / "own" / "own.csv", delimiter=",", dtype=int)
     assert claimed.shape == (30, 51) and set(np.unique(claimed)) <= {0, 1, 2}
+
+
+def test_models_of_similar_names_have_tables_of_their_own(tmp_path, options, demo):
+    arguments = options(CONTOUR)
+    compared = (tmp_path / "tiny" / "config.yaml", tmp_path / "tiny" / "model_final.pth")
+    labels = ("--label", "C-RBP", "--label", "C RBP")
+    count = ("--count", 1, "--steps", 2, "--output", tmp_path / "out")
+    demo(CONTOUR, *count, "--compare", *compared, *labels, *arguments)
+    tables = sorted(path.name for path in (tmp_path / "out").glob("*.csv"))
+    assert tables == ["000000_C_RBP.csv", "000000_C_RBP_2.csv"]
 
 
 def test_a_broken_image_is_named_before_anything_is_written(tmp_path, options, demo, capsys):

@@ -73,7 +73,8 @@ def test_one_command_prints_and_writes_a_table(tmp_path):
     command = [*tool, "--tolerances", "0.5", "0.1", "--batches", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("\n") == 5 and "| all steps |" in done.stdout
+    assert done.stdout.count("\n") == 7 and "| all steps |" in done.stdout
+    assert done.stdout.endswith("|\n\nOf the first 2 of 256 batches alone.\n")
     assert (run / "early_stopping.md").read_text() == done.stdout
     wrong = subprocess.run([*tool[:2], str(tmp_path)], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and "there is no config.yaml" in wrong.stderr

@@ -11,7 +11,9 @@ from detectron2.data.datasets.coco_panoptic import register_coco_panoptic_separa
 from crbp_d2.data import register_panoptic
 from crbp_d2.data.shapes import register_shapes
 from crbp_d2.evaluation import PanopticEvaluator, build_evaluator
+from tests.data.mixed_data import registered
 from tests.data.panoptic_data import write_panoptic
+from tests.data.real_data import needs_real_data, real_arguments
 
 from .models import annotations_as_predictions, tiny_config
 
@@ -46,6 +48,13 @@ def test_own_data_with_wrong_areas(tmp_path: Path, request: pytest.FixtureReques
 def test_shapes(tmp_path: Path) -> None:
     register_shapes(tmp_path, {"perfect": (12, 1)})
     assert_perfect(evaluate("shapes_perfect", tmp_path / "output"))
+
+
+@needs_real_data
+def test_microscope_images(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    name = request.node.name
+    with registered(name, real_arguments("nuclei", tmp_path / "data", images=20)):
+        assert_perfect(evaluate(name, tmp_path / "output"))
 
 
 needs_coco = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no COCO images in {SHARED}")

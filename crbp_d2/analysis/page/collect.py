@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.outputs import find_recurrence, outputs_at
 from crbp_d2.analysis.page.encode import sheet
-from crbp_d2.analysis.page.painters import Painter
+from crbp_d2.analysis.page.painters import Painter, Scene
 from crbp_d2.analysis.runs import Run, load_run, require_different_labels, split_label
 from crbp_d2.core import ConfigurationError
 from crbp_d2.core.errors import NonFiniteError
-from crbp_d2.data import build_test_loader
+from crbp_d2.evaluation.pictures import image_name, unused
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PageImage:
     """One image, and what each run makes of it.
 
     Attributes:
-        name: of its file, or its number.
+        name: of its file, or its id; numbered where images have the same.
         size: height and width of all its pictures.
         image: data URI.
         truth: data URI.
@@ -110,33 +110,34 @@ def collect(
     Raises:
         ConfigurationError: data set and models don't fit together, or a state is not finite.
     """
-    loaders = [build_test_loader(run.cfg, data_set, num_workers=0) for run in runs]
+    loaders = [scoring_batches(run.cfg, data_set, 1, num_workers=0) for run in runs]
+    names: set[str] = set()
     for _, batches in zip(range(images), zip(*loaders, strict=True), strict=False):
         record = batches[0][0]
-        image, truth = painter.scene(record)
+        scene = painter.scene(record)
         yield PageImage(
-            name=Path(record.get("file_name", f"{record['image_id']:06d}")).stem,
-            size=(image.shape[0], image.shape[1]),
-            image=painter.encode_image(image),
-            truth=painter.encode_answers(truth),
+            name=unused(image_name(record), names),
+            size=(scene.image.shape[0], scene.image.shape[1]),
+            image=painter.encode_image(scene.image),
+            truth=painter.encode_answers(scene.truth),
             answers=[
-                _answers(run, painter, batch, steps)
+                _answers(run, painter, scene, batch, steps)
                 for run, batch in zip(runs, batches, strict=True)
             ],
         )
 
 
 def _answers(
-    run: Run, painter: Painter, batch: list[dict[str, Any]], steps: Sequence[int]
+    run: Run, painter: Painter, scene: Scene, batch: list[dict[str, Any]], steps: Sequence[int]
 ) -> Answers:
     number: dict[bytes, int] = {}
     different, frames, residual = [], [], []
     try:
         for one in outputs_at(run.model, batch, steps):
-            key = painter.key(one.outputs[0])
+            key = scene.key(one.outputs[0])
             if key not in number:
                 number[key] = len(number)
-                different.append(painter.answer(batch[0], one.outputs[0]))
+                different.append(scene.answer(one.outputs[0]))
             frames.append(number[key])
             residual.append(_number(float(one.change.mean())))
     except NonFiniteError as error:

@@ -51,7 +51,8 @@ def fitted(picture: Picture) -> Picture:
     factor = LONGEST_SIDE / max(picture.shape[:2])
     if factor >= 1:
         return picture
-    small = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    height, width = (max(1, round(factor * side)) for side in picture.shape[:2])
+    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     return small.astype(np.uint8)
 
 
