@@ -9,6 +9,7 @@ from .panoptic import (
     set_num_classes,
 )
 from .prepare import Manifest, prepare
+from .reading import read_image
 from .report import describe
 from .shapes import make_shapes  # registers shapes_train, shapes_val
 from .shapes_scene import ShapesConfig
@@ -26,6 +27,7 @@ __all__ = [
     "describe",
     "make_shapes",
     "prepare",
+    "read_image",
     "register_from_file",
     "register_panoptic",
     "require_registered",
