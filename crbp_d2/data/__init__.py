@@ -2,6 +2,7 @@
 
 from .from_file import register_from_file
 from .loaders import build_test_loader, build_train_loader, require_registered
+from .mapper import PanopticMapper
 from .panoptic import (
     ensure_prepared,
     register_panoptic,
@@ -19,6 +20,7 @@ from .validate import DatasetError
 __all__ = [
     "DatasetError",
     "Manifest",
+    "PanopticMapper",
     "PanopticSource",
     "ShapesConfig",
     "build_test_loader",
