@@ -9,6 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from crbp_d2.config import add_crbp_config
 from crbp_d2.data import (
     DatasetError,
     ensure_prepared,
@@ -16,6 +17,7 @@ from crbp_d2.data import (
     require_same_classes,
     set_num_classes,
 )
+from crbp_d2.engine import prepare
 from crbp_d2.evaluation import build_evaluator
 from tests.evaluation.models import tiny_config
 
@@ -75,6 +77,23 @@ def test_other_classes_are_refused(
     for tried in ([names[0], names[1]], [names[0], names[2], names[1]]):
         with pytest.raises(DatasetError, match=message):
             require_same_classes(tried)
+
+
+def test_evaluation_is_refused_on_other_classes_than_those_of_training(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    names = [f"{request.node.name} {which}" for which in ("train", "val")]
+    for name in names:
+        data = write_panoptic(tmp_path / name)
+        if name.endswith("val"):
+            edit(swap_names(1))(data)
+        register_panoptic(name, **data.arguments())
+    cfg = tiny_config(names[0])
+    add_crbp_config(cfg)
+    cfg.DATASETS.TEST = (names[1],)
+    for eval_only in (True, False):
+        with pytest.raises(DatasetError, match="'dog' .* there is .*'cup'"):
+            prepare(cfg.clone(), eval_only=eval_only)
 
 
 def test_data_sets_that_nobody_registered_dont_count() -> None:
