@@ -16,7 +16,6 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
-from detectron2.data.detection_utils import read_image
 from matplotlib import font_manager
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
@@ -27,6 +26,7 @@ from crbp_d2.analysis.figures import STYLE, new_figure, save_figure
 from crbp_d2.analysis.images import ContourSample, PanopticTruth, model_input
 from crbp_d2.analysis.outputs import outputs_at
 from crbp_d2.analysis.runs import Run
+from crbp_d2.data import read_image
 from crbp_d2.data.storage import write_whole
 from crbp_d2.evaluation.pictures import draw_panoptic, enlarged
 
@@ -54,7 +54,7 @@ def panoptic_picture(
     Returns:
         `(H', W', 3)` RGB, 0..255; see `side_by_side`.
     """
-    image = _bounded(read_image(str(path), "RGB"))
+    image = _bounded(read_image(str(path), "RGB", metadata.get("intensity_range")))
     panels = [("image", enlarged(image))]
     for run in runs:
         with torch.no_grad():
