@@ -13,6 +13,7 @@ from fvcore.transforms.transform import CropTransform
 
 from crbp_d2.core import ConfigurationError
 
+from .derive import UNLABELLED
 from .fields import Json
 from .outlines import mask_to_polygons
 from .reading import require_eight_bits
@@ -38,15 +39,31 @@ class PixelCrop(CropTransform):
 
 
 class RandomPixelCrop(RandomCrop):
-    """Detectron2's random crop as a `PixelCrop`; at least a pixel is left."""
+    """Detectron2's random crop as a `PixelCrop`, with a labelled pixel at least.
 
-    def get_transform(self, image: np.ndarray) -> PixelCrop:
+    Without any, the mean of the semantic loss would be one of no pixels, which is NaN.
+    """
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None = None) -> PixelCrop:
+        """Args: `image` `(H, W, C)`, and `sem_seg` `(H, W)` with 255 where nothing is labelled."""
         crop = super().get_transform(image)
-        return PixelCrop(crop.x0, crop.y0, crop.w, crop.h)
+        x0, y0 = crop.x0, crop.y0
+        if sem_seg is not None and (crop.apply_segmentation(sem_seg) == UNLABELLED).all():
+            rows, columns = np.nonzero(sem_seg != UNLABELLED)
+            if len(rows):
+                chosen = np.random.randint(len(rows))
+                y0 = _moved(y0, crop.h, rows[chosen])
+                x0 = _moved(x0, crop.w, columns[chosen])
+        return PixelCrop(x0, y0, crop.w, crop.h)
 
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         height, width = super().get_crop_size(image_size)
         return max(height, 1), max(width, 1)
+
+
+def _moved(start: int, length: int, inside: int) -> int:
+    """The start of the nearest window of that length that has `inside` in it."""
+    return int(np.clip(start, inside - length + 1, inside))
 
 
 class PanopticMapper(DatasetMapper):

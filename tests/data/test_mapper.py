@@ -40,8 +40,8 @@ def cropping(mask_format: str, size: tuple[float, float], kind: str = "relative"
 class RememberingCrop(RandomPixelCrop):
     """Tells where the last crop was."""
 
-    def get_transform(self, image: np.ndarray) -> PixelCrop:
-        crop = super().get_transform(image)
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None = None) -> PixelCrop:
+        crop = super().get_transform(image, sem_seg)
         self.window = np.s_[crop.y0 : crop.y0 + crop.h, crop.x0 : crop.x0 + crop.w]
         return crop
 
@@ -190,3 +190,18 @@ def test_impossible_crops_are_refused(kind: str, size: tuple, message: str) -> N
 def test_thin_crops_have_a_pixel() -> None:
     crop = RandomPixelCrop("relative", [0.1, 0.1]).get_transform(np.zeros((40, 1, 3)))
     assert (crop.w, crop.h) == (1, 4)
+
+
+@pytest.mark.parametrize("labelled", [(0, 0), (39, 59), (20, 7)])
+def test_crops_have_a_labelled_pixel(labelled: tuple[int, int]) -> None:
+    image, sem_seg = np.zeros((40, 60, 3)), np.full((40, 60), 255)
+    sem_seg[labelled] = 1
+    random_crop = RandomPixelCrop("absolute", [10, 12])
+    np.random.seed(0)
+    for _ in range(20):
+        crop = random_crop.get_transform(image, sem_seg)
+        assert crop.apply_image(image).shape == (10, 12, 3)
+        assert (crop.apply_segmentation(sem_seg) == 1).sum() == 1
+    # Nothing is to be found, or nothing is known.
+    for labels in (np.full((40, 60), 255), None):
+        assert random_crop.get_transform(image, labels).w == 12
