@@ -28,7 +28,7 @@ class PixelCrop(CropTransform):
     """
 
     def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
-        """Polygons `(N, 2)` of one object, one or more of which may have an inside in common."""
+        """Polygons `(N, 2)` of one object, of which the union counts."""
         right, bottom = self.x0 + self.w, self.y0 + self.h
         flat = [np.asarray(polygon, dtype=np.float64).reshape(-1).tolist() for polygon in polygons]
         encoded = mask_util.merge(mask_util.frPyObjects(flat, bottom, right))
@@ -92,7 +92,7 @@ class PanopticMapper(DatasetMapper):
             RandomPixelCrop(one.crop_type, one.crop_size) if type(one) is RandomCrop else one
             for one in options["augmentations"]
         ]
-        # Detectron2 fails to where there is no mask.
+        # Detectron2 fails to do so where there is no mask.
         options["fit_boxes"] = options.pop("recompute_boxes")
         return options
 

@@ -145,15 +145,14 @@ def is_deep(image: Image.Image) -> bool:
     """Whether an opened image has values of more than eight bits."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return True
-    # Pillow gives 16-bit colours the mode of 8-bit ones; only how they are unpacked tells.
-    tiles = getattr(image, "tile", [])
-    bits = [int(found) for found in re.findall(r";(\d+)", str(tiles))]
+    # Pillow gives 16-bit colours the mode of 8-bit ones.
     if image.format == "TIFF":
-        bits += _tag(image, _BITS, (1,))
-    elif image.format == "PPM":
-        # The largest value is among the arguments, 65535 of 16 bits.
-        bits += [16 for found in re.findall(r"\d+", str(tiles[0][3])) if int(found) > 255]
-    return max(bits, default=8) > 8
+        return max(_tag(image, _BITS, (1,))) > 8
+    unpacking = str([tile[3] for tile in getattr(image, "tile", [])])
+    if image.format == "PNG":
+        return ";16" in unpacking
+    # There it is the largest value, 65535 of 16 bits.
+    return image.format == "PPM" and max(map(int, re.findall(r"\d+", unpacking)), default=0) > 255
 
 
 def require_whole(image: Image.Image) -> None:

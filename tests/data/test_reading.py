@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,8 +95,17 @@ KEPT = {
     "CMYK": lambda: pillow_bytes("jpeg", Image.new("CMYK", (WIDTH, HEIGHT))),
     "YCbCr": lambda: pillow_bytes("tiff", Image.new("YCbCr", (WIDTH, HEIGHT))),
     "TIFF with a thumbnail": lambda: with_thumbnail(),
+    "five bits a colour": lambda: packed_bmp(),
+    "eight-bit PPM": lambda: pillow_bytes("ppm", Image.new("RGB", (WIDTH, HEIGHT), "red")),
     "4-bit grey": lambda: pillow_bytes("png", Image.new("L", (WIDTH, HEIGHT), 17), bits=4),
 }
+
+
+def packed_bmp() -> bytes:
+    """16 bits a pixel: five for each colour."""
+    pixels = np.arange(HEIGHT * WIDTH, dtype="<u2").tobytes()
+    sizes = struct.pack("<iiHHIIiiII", WIDTH, HEIGHT, 1, 16, 0, len(pixels), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IIII", 54 + len(pixels), 0, 54, 40) + sizes + pixels
 
 
 def with_thumbnail() -> bytes:
