@@ -34,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cache", help="folder for derived files (default: crbp_d2_cache beside the JSON)"
     )
+    parser.add_argument(
+        "--intensity-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become 0 and 255 where images have more than 8 bits, as 0 4095",
+    )
     parser.add_argument("--workers", type=int, help="processes (default: CPU cores, at most 8)")
     options = vars(parser.parse_args(arguments))
     name, workers = options.pop("name"), options.pop("workers")

@@ -29,6 +29,7 @@ from crbp_d2.analysis.images import (
     ContourSample,
     contour_samples,
     find_images,
+    intensity_range_of,
     is_contour_model,
     load_predictors,
     output_names,
@@ -79,7 +80,6 @@ def main() -> None:
             parser.error(f"--{option} must be at least 1, got {value}")
     try:
         paths = find_images(arguments.input or ())
-        require_readable(tqdm(paths, "reading", disable=not paths))
         runs = load_predictors(
             arguments.config_file,
             arguments.opts,
@@ -87,6 +87,8 @@ def main() -> None:
             labels=arguments.label,
             needs_data=not paths,
         )
+        values = intensity_range_of(runs[0].cfg)
+        require_readable(tqdm(paths, "reading", disable=not paths), values)
         draw = draw_contours if is_contour_model(runs[0]) else draw_panoptic
         draw(arguments, runs, paths)
     except (KeyError, ValueError) as error:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import PanopticFPN, SemanticSegmentor
 
@@ -23,11 +23,12 @@ from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.runs import Run
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
-from crbp_d2.data import DatasetError, set_num_classes
+from crbp_d2.data import DatasetError, read_image, set_num_classes
 from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.pathfinder import load_sample
 from crbp_d2.data.pathfinder.draw import Bytes
 from crbp_d2.data.pathfinder.images import Record
+from crbp_d2.data.reading import IntensityRange
 from crbp_d2.engine import load_model, prepare
 from crbp_d2.evaluation.pictures import ground_truth, image_name, unused
 
@@ -158,8 +159,20 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
     return list(found)
 
 
-def require_readable(paths: Iterable[Path]) -> None:
+def intensity_range_of(cfg: CfgNode) -> IntensityRange | None:
+    """How the first of the test data sets converts images of more than eight bits; None if it has
+    no such images."""
+    values: IntensityRange | None = None
+    if cfg.DATASETS.TEST:
+        values = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("intensity_range")
+    return values
+
+
+def require_readable(paths: Iterable[Path], values: IntensityRange | None = None) -> None:
     """Decode every image once, so that a broken one is known before the first is drawn.
+
+    Args:
+        values: how images of more than eight bits are converted; None to refuse them.
 
     Raises:
         ConfigurationError: naming all that can't be read.
@@ -167,7 +180,9 @@ def require_readable(paths: Iterable[Path]) -> None:
     broken = []
     for path in paths:
         try:
-            read_image(str(path), "RGB")
+            read_image(str(path), "RGB", values)
+        except DatasetError as error:
+            broken.append(str(error))
         # What Pillow raises depends on the format and on what is broken.
         except Exception as error:
             broken.append(f"{path}: not a readable image ({error}); copy it anew or leave it out")
@@ -290,7 +305,7 @@ def contour_samples(run: Run, count: int) -> list[ContourSample]:
 def model_input(path: Path, cfg: Any) -> dict[str, Any]:
     """What a panoptic model takes, as Detectron2's `DefaultPredictor` makes it of an image:
     resized, in the channel order of `INPUT.FORMAT`, with the size to answer in."""
-    original = read_image(str(path), cfg.INPUT.FORMAT)
+    original = read_image(str(path), cfg.INPUT.FORMAT, intensity_range_of(cfg))
     shortest = cfg.INPUT.MIN_SIZE_TEST
     resize = ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
     image = resize.get_transform(original).apply_image(original)

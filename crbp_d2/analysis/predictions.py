@@ -15,7 +15,6 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
-from detectron2.data.detection_utils import read_image
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
@@ -25,6 +24,7 @@ from crbp_d2.analysis.figures import STYLE, new_figure, save_figure
 from crbp_d2.analysis.images import ContourSample, PanopticTruth, model_input
 from crbp_d2.analysis.outputs import outputs_at
 from crbp_d2.analysis.runs import Run
+from crbp_d2.data import read_image
 from crbp_d2.data.storage import write_whole
 from crbp_d2.evaluation.colours import ObjectColours
 from crbp_d2.evaluation.drawing import draw_segments, scaled, side_by_side
@@ -50,7 +50,7 @@ def panoptic_picture(
     Returns:
         `(H', W', 3)` RGB, 0..255; see `side_by_side`.
     """
-    image = scaled(read_image(str(path), "RGB"))
+    image = scaled(read_image(str(path), "RGB", metadata.get("intensity_range")))
     colours = ObjectColours(metadata)
     known = truth.of(path) if truth is not None else None
     # First, so that its objects are the first of their class; it is shown last.

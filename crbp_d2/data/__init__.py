@@ -2,6 +2,7 @@
 
 from .from_file import register_from_file
 from .loaders import build_test_loader, build_train_loader, require_registered
+from .mapper import PanopticMapper
 from .panoptic import (
     ensure_prepared,
     register_panoptic,
@@ -9,6 +10,7 @@ from .panoptic import (
     set_num_classes,
 )
 from .prepare import Manifest, prepare
+from .reading import read_image
 from .report import describe
 from .shapes import make_shapes  # registers shapes_train, shapes_val
 from .shapes_scene import ShapesConfig
@@ -18,6 +20,7 @@ from .validate import DatasetError
 __all__ = [
     "DatasetError",
     "Manifest",
+    "PanopticMapper",
     "PanopticSource",
     "ShapesConfig",
     "build_test_loader",
@@ -26,6 +29,7 @@ __all__ = [
     "describe",
     "make_shapes",
     "prepare",
+    "read_image",
     "register_from_file",
     "register_panoptic",
     "require_registered",

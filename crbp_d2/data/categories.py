@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
-from .validate import Json
+from .fields import Json
+from .validate import THINGS
 
 # Detectron2's heads need at least one thing class. Where the data have none this one stands in; it
 # never occurs, and the evaluator discards what is predicted of it.
 NO_THINGS = "(no things)"
-# Class 0 of the stuff head, as in Detectron2's own `*_panoptic_separated` data sets.
-THINGS = "things"
 _THINGS_COLOR = [82, 18, 128]
 
 
@@ -45,6 +47,64 @@ def class_metadata(categories: list[Json]) -> dict[str, Any]:
         metadata["thing_colors"] = [category["color"] for category in things] or [_THINGS_COLOR]
         metadata["stuff_colors"] = [_THINGS_COLOR] + [category["color"] for category in stuff]
     return metadata
+
+
+def plain_name(name: str) -> str:
+    """The name without capitals, and without "-other" and "-merged", which COCO's files have and
+    Detectron2's lists of classes lack."""
+    return _without_endings(name).casefold()
+
+
+def different_classes(
+    one: Mapping[str, Any], other: Mapping[str, Any], *, capitals: bool = True
+) -> tuple[str, str] | None:
+    """The first class in which the metadata of two data sets differ.
+
+    Compared are, number by number of either head, category id and name; the latter without the
+    endings of `plain_name`.
+
+    Args:
+        capitals: whether they count.
+
+    Returns:
+        What it is in the one and in the other; None if all are alike.
+    """
+    simplify = _without_endings if capitals else plain_name
+    for kind in ("thing", "stuff"):
+        for pair in zip_longest(_classes(one, kind), _classes(other, kind)):
+            first, second = (found and (found.category, simplify(found.name)) for found in pair)
+            if first != second:
+                described = [str(found or f"no further {kind} class") for found in pair]
+                return described[0], described[1]
+    return None
+
+
+@dataclass(frozen=True)
+class _Class:
+    kind: str
+    number: int
+    name: str
+    category: int | None
+
+    def __str__(self) -> str:
+        of = "" if self.category is None else f" (category {self.category})"
+        return f"{self.kind} class {self.number} {self.name!r}{of}"
+
+
+def _classes(metadata: Mapping[str, Any], kind: str) -> list[_Class]:
+    """The classes of a head, in order."""
+    ids = metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}
+    category_of = {number: category for category, number in ids.items()}
+    names = metadata.get(f"{kind}_classes") or []
+    if kind == "stuff" and names[:1] == [THINGS]:
+        category_of.pop(0, None)  # it stands for all things and has no category
+    return [
+        _Class(kind, number, name, category_of.get(number)) for number, name in enumerate(names)
+    ]
+
+
+def _without_endings(name: str) -> str:
+    return name.replace("-other", "").replace("-merged", "")
 
 
 def _ids(categories: list[Json], *, isthing: bool) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pycocotools.mask as mask_util
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from .fields import Json
 from .outlines import mask_to_polygons
-from .validate import Json
+from .reading import IntensityRange, eight_bits, is_deep, require_whole
+from .storage import spelled_alike
+from .validate import DatasetError
 
 # Value of unlabelled pixels in stuff maps, `ignore_label` in Detectron2's metadata.
 UNLABELLED = 255
@@ -27,7 +31,8 @@ class Derivation:
 
     Args:
         images, panoptic_pngs: folders to read from.
-        stuff_maps: folder to write to.
+        stuff_maps, converted_images: folders to write to.
+        intensity_range: of images of more than eight bits; see `crbp_d2.data.reading`.
         thing_ids: category ids of things.
         stuff_classes: category id of stuff -> value in the stuff map, 1 to 254.
         with_instances: whether to derive instance annotations.
@@ -36,6 +41,8 @@ class Derivation:
     images: Path
     panoptic_pngs: Path
     stuff_maps: Path
+    converted_images: Path
+    intensity_range: IntensityRange | None
     thing_ids: frozenset[int]
     stuff_classes: dict[int, int]
     with_instances: bool
@@ -43,7 +50,8 @@ class Derivation:
 
 @dataclass
 class DerivedImage:
-    """Result for one image; the stuff map is on disc. Of no use if there are problems.
+    """Result for one image; the stuff map is on disc, and the image if it was `converted` to eight
+    bits. Of no use if there are problems.
 
     `segments` are those of the panoptic JSON with area and box measured; `instances` are COCO
     instance annotations without `id`, masks as polygons (run lengths where `iscrowd`).
@@ -52,12 +60,21 @@ class DerivedImage:
     annotation: Json
     segments: list[Json] = field(default_factory=list)
     instances: list[Json] = field(default_factory=list)
+    converted: bool = False
     problems: list[str] = field(default_factory=list)
 
 
 def stuff_map_name(panoptic_file_name: str) -> str:
-    """Path of a stuff map in its folder, from that of the panoptic PNG."""
-    return str(Path(panoptic_file_name).with_suffix(".png"))
+    """Path of a stuff map in its folder, from that of the panoptic PNG; different for each."""
+    if panoptic_file_name.endswith(".png") and not panoptic_file_name.endswith("..png"):
+        return panoptic_file_name
+    # Two dots, so that `scene` doesn't meet `scene.png`.
+    return f"{panoptic_file_name}..png"
+
+
+def converted_image_name(file_name: str) -> str:
+    """Path of a converted image in its folder, from that of the image."""
+    return f"{file_name}.png"
 
 
 def derive_image(derivation: Derivation, pair: tuple[Json, Json]) -> DerivedImage:
@@ -70,7 +87,7 @@ def derive_image(derivation: Derivation, pair: tuple[Json, Json]) -> DerivedImag
     result = DerivedImage(annotation)
     expected = (image["width"], image["height"])
     image_path = derivation.images / image["file_name"]
-    _check_image(image_path, expected, result.problems)
+    converted = _check_image(image_path, expected, derivation.intensity_range, result.problems)
     png_path = derivation.panoptic_pngs / annotation["file_name"]
     panoptic = _read_panoptic(png_path, expected, result.problems)
     if panoptic is None:
@@ -90,17 +107,23 @@ def derive_image(derivation: Derivation, pair: tuple[Json, Json]) -> DerivedImag
         mask = (index == position).astype(np.uint8)
         measured = {
             **segment,
-            "iscrowd": int(segment.get("iscrowd", 0)),
             "area": int(areas[position]),
             "bbox": list(cv2.boundingRect(mask)),
         }
         result.segments.append(measured)
         if derivation.with_instances and category in derivation.thing_ids:
             result.instances.append(_instance(mask, measured, annotation["image_id"]))
-    path = derivation.stuff_maps / stuff_map_name(annotation["file_name"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(stuff_values[index]).save(path)
+    stuff_map = Image.fromarray(stuff_values[index])
+    _save(stuff_map, derivation.stuff_maps / stuff_map_name(annotation["file_name"]))
+    if converted is not None:
+        _save(converted, derivation.converted_images / converted_image_name(image["file_name"]))
+        result.converted = True
     return result
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
 
 
 def _instance(mask: np.ndarray, segment: Json, image_id: int | str) -> Json:
@@ -120,45 +143,75 @@ def _instance(mask: np.ndarray, segment: Json, image_id: int | str) -> Json:
     }
 
 
-def _check_image(path: Path, expected: tuple[int, int], problems: list[str]) -> None:
-    if not path.is_file():
-        problems.append(f"{path}: no such file; add the image or correct its file_name")
-        return
+def _check_image(
+    path: Path,
+    expected: tuple[int, int],
+    values: IntensityRange | None,
+    problems: list[str],
+) -> Image.Image | None:
+    """The image in eight bits if it is deeper, or None after adding to `problems`."""
+    # Path.is_file() raises an error for a name that is too long.
+    if not os.path.isfile(path):
+        problems.append(_missing(path, "add the image or correct its file_name"))
+        return None
     try:
+        converted = eight_bits(path.read_bytes(), values)
         with Image.open(path) as image:
             size = image.size
             # Detectron2 turns images upright when it reads them.
             if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
                 size = size[::-1]
-            # All of a JPEG is read at an eighth of the size, which takes a fraction of the time.
-            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
+            if converted is None:
+                # All of a JPEG is read at an eighth of the size, in a fraction of the time.
+                image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+                image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds for broken files
-        problems.append(f"{path}: can't be read ({error}); export or copy it again")
-        return
+        problems.append(_unreadable(path, error))
+        return None
     _check_size(path, size, expected, problems)
+    return converted
 
 
 def _read_panoptic(path: Path, expected: tuple[int, int], problems: list[str]) -> np.ndarray | None:
     """(height, width) int32 segment ids, or None after adding to `problems`."""
-    if not path.is_file():
-        problems.append(f"{path}: no such file; add the PNG or correct its file_name")
+    if not os.path.isfile(path):
+        problems.append(_missing(path, "add the PNG or correct its file_name"))
         return None
     try:
         with Image.open(path) as image:
             mode, size = image.mode, image.size
+            if image.format in ("JPEG", "MPO"):
+                raise DatasetError("a JPEG, which doesn't keep segment ids; write a PNG")
+            if mode not in ("RGB", "RGBA"):
+                raise DatasetError(
+                    f"pixels of mode {mode}, but segment ids are encoded in RGB; write it with "
+                    "panopticapi.utils.id2rgb"
+                )
+            if is_deep(image):
+                raise DatasetError("more than 8 bits a value, but segment ids are encoded in 8")
+            require_whole(image)
             pixels = np.array(image)
-    except Exception as error:  # Pillow raises many kinds for broken files
-        problems.append(f"{path}: can't be read ({error}); export or copy it again")
-        return None
-    if mode not in ("RGB", "RGBA"):
-        problems.append(
-            f"{path}: pixels of mode {mode}, but segment ids are encoded in RGB; "
-            "write it with panopticapi.utils.id2rgb"
-        )
+    except Exception as error:  # see above
+        problems.append(_unreadable(path, error))
         return None
     _check_size(path, size, expected, problems)
     return rgb2id(pixels)
+
+
+def _missing(path: Path, cure: str) -> str:
+    alike = spelled_alike(path)
+    if alike is not None:
+        # Accents can be encoded in two ways that look the same.
+        cure = f"there is {ascii(alike)}, but {ascii(path.name)} is asked for; rename one of them"
+    return f"{path}: no such file; {cure}"
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, DatasetError):
+        return f"{path}: {error}"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{path}: too large for Pillow ({error}); cut it into tiles"
+    return f"{path}: can't be read ({error}); export or copy it again"
 
 
 def _check_size(

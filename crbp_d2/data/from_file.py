@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 from .panoptic import register_panoptic
+from .reading import checked_range
 from .validate import DatasetError
 
 _REQUIRED = ("name", "images", "panoptic_json", "panoptic_pngs")
-_OPTIONAL = ("instances_json", "cache")
+_OPTIONAL = ("instances_json", "cache", "intensity_range")
 
 
 def register_from_file(path: str | Path) -> list[str]:
@@ -35,7 +36,7 @@ def register_from_file(path: str | Path) -> list[str]:
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; check the path")
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: not a YAML file ({error}); correct it") from error
     if not isinstance(entries, list) or not entries:
@@ -43,9 +44,10 @@ def register_from_file(path: str | Path) -> list[str]:
     for number, entry in enumerate(entries, start=1):
         _check_entry(f"{path}, data set {number}", entry)
     for entry in entries:
-        keys = entry.keys() - {"name"}
+        keys = entry.keys() - {"name", "intensity_range"}
         paths = {key: path.parent / Path(entry[key]).expanduser() for key in keys}
-        register_panoptic(entry["name"], **paths)
+        values = entry.get("intensity_range")
+        register_panoptic(entry["name"], **paths, intensity_range=values)
     return [entry["name"] for entry in entries]
 
 
@@ -59,5 +61,10 @@ def _check_entry(place: str, entry: Any) -> None:
         if key not in _REQUIRED + _OPTIONAL:
             allowed = ", ".join(_REQUIRED + _OPTIONAL)
             raise DatasetError(f"{place}: unknown key {key!r}; allowed are {allowed}")
-        if not isinstance(value, str) or not value:
+        if key == "intensity_range":
+            try:
+                checked_range(value)
+            except DatasetError as error:
+                raise DatasetError(f"{place}: {error}") from error
+        elif not isinstance(value, str) or not value:
             raise DatasetError(f"{place}: {key!r} is {value!r}, must be a string")

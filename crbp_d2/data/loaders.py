@@ -8,7 +8,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
-    DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
@@ -18,6 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from crbp_d2.core.errors import did_you_mean
 
+from .mapper import PanopticMapper
 from .pathfinder import PathfinderMapper
 from .pathfinder.images import EVALUATOR_TYPE, PathfinderImages
 from .sampler import build_resumable_train_loader
@@ -80,12 +80,13 @@ def build_train_loader(cfg: CfgNode) -> Any:
             **common,
         )
     loader = cfg.DATALOADER
+    mapper = PanopticMapper(cfg, is_train=True)
     if cfg.SEED < 0 or loader.ASPECT_RATIO_GROUPING or loader.SAMPLER_TRAIN != "TrainingSampler":
-        return build_detection_train_loader(cfg)
+        return build_detection_train_loader(cfg, mapper=mapper)
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=loader.FILTER_EMPTY_ANNOTATIONS
     )
-    return build_resumable_train_loader(records, mapper=DatasetMapper(cfg, is_train=True), **common)
+    return build_resumable_train_loader(records, mapper=mapper, **common)
 
 
 def build_test_loader(cfg: CfgNode, name: str, **options: Any) -> DataLoader[Any]:
@@ -94,8 +95,8 @@ def build_test_loader(cfg: CfgNode, name: str, **options: Any) -> DataLoader[Any
     Args:
         options: for `build_detection_test_loader`.
     """
-    if is_pathfinder(name):
-        options["mapper"] = PathfinderMapper(cfg, is_train=False)
+    mapper = PathfinderMapper if is_pathfinder(name) else PanopticMapper
+    options.setdefault("mapper", mapper(cfg, is_train=False))
     loader: DataLoader[Any] = build_detection_test_loader(cfg, name, **options)
     return loader
 

@@ -12,19 +12,27 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 
-from .categories import class_metadata
-from .derive import UNLABELLED, stuff_map_name
+from .categories import class_metadata, different_classes
+from .derive import UNLABELLED, converted_image_name, stuff_map_name
+from .fields import Json
 from .prepare import Manifest, prepare, read_categories
+from .reading import IntensityRange
 from .source import PanopticSource, PathLike
-from .validate import DatasetError, Json
+from .validate import DatasetError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Registered:
+    """What `DatasetCatalog` holds of a data set that is registered here: calling it loads it."""
+
+    name: str
     source: PanopticSource
     make: Callable[[], None] | None
+
+    def __call__(self) -> list[Json]:
+        return _load(self)
 
 
 _CLASS_KEYS = (
@@ -36,8 +44,6 @@ _CLASS_KEYS = (
     "stuff_dataset_id_to_contiguous_id",
 )
 
-_registered: dict[str, _Registered] = {}
-
 
 def register_panoptic(
     name: str,
@@ -47,6 +53,7 @@ def register_panoptic(
     panoptic_pngs: PathLike,
     instances_json: PathLike | None = None,
     cache: PathLike | None = None,
+    intensity_range: IntensityRange | None = None,
 ) -> None:
     """Makes a data set in COCO's panoptic format trainable with Detectron2's PanopticFPN.
 
@@ -62,6 +69,9 @@ def register_panoptic(
         instances_json: COCO's instance format, if instances shall come from there.
         cache: folder for derived files, by default `crbp_d2_cache` beside the JSON (in the user's
             cache folder if that place is read-only).
+        intensity_range: the values that become 0 and 255 where images have more than eight bits;
+            they are converted linearly between them and cut beyond. Without a range such images
+            are refused. Images of eight bits stay as they are.
 
     Raises:
         DatasetError: a file is missing, the JSON is not in the format, or another data set has the
@@ -73,8 +83,10 @@ def register_panoptic(
         panoptic_pngs=panoptic_pngs,
         instances_json=instances_json,
         cache=cache,
+        intensity_range=intensity_range,
     )
-    if name in _registered and _registered[name].source == source:
+    registered = _registered(name)
+    if registered is not None and registered.source == source:
         return
     add_to_catalog(name, source, class_metadata(read_categories(source)))
 
@@ -93,18 +105,32 @@ def add_to_catalog(
     """
     if name in DatasetCatalog:
         raise DatasetError(f"a data set named {name!r} is registered already; choose another name")
-    _registered[name] = _Registered(source, make)
-    DatasetCatalog.register(name, lambda: _load(name))
-    MetadataCatalog.get(name).set(
-        image_root=str(source.images),
-        panoptic_root=str(source.panoptic_pngs),
-        panoptic_json=str(source.measured_json),
-        sem_seg_root=str(source.stuff_maps),
-        json_file=str(source.used_instances_json),
-        evaluator_type="coco_panoptic_seg",
-        ignore_label=UNLABELLED,
-        **classes,
-    )
+    if source.intensity_range is not None:
+        classes = {**classes, "intensity_range": source.intensity_range}
+    try:
+        MetadataCatalog.get(name).set(
+            image_root=str(source.images),
+            panoptic_root=str(source.panoptic_pngs),
+            panoptic_json=str(source.measured_json),
+            sem_seg_root=str(source.stuff_maps),
+            json_file=str(source.used_instances_json),
+            evaluator_type="coco_panoptic_seg",
+            ignore_label=UNLABELLED,
+            **classes,
+        )
+    except AssertionError as error:
+        raise DatasetError(
+            f"MetadataCatalog holds other metadata under {name!r}, as of a data set that was "
+            f"removed; choose another name, or call MetadataCatalog.remove({name!r})"
+        ) from error
+    DatasetCatalog.register(name, _Registered(name, source, make))
+
+
+def _registered(name: str) -> _Registered | None:
+    """The entry of a data set that is registered here."""
+    # DatasetCatalog.get() would load it.
+    entry = dict(DatasetCatalog).get(name)
+    return entry if isinstance(entry, _Registered) else None
 
 
 def ensure_prepared(name: str, *, workers: int | None = None) -> Manifest | None:
@@ -112,7 +138,8 @@ def ensure_prepared(name: str, *, workers: int | None = None) -> Manifest | None
 
     Applies to what is registered here and to Detectron2's `coco_2017_*_panoptic_separated`. These
     are left as they are if their stuff maps exist, else registered anew under the same name with
-    stuff maps in a cache. Nothing is done for other data sets.
+    stuff maps in a cache. Instance data that Detectron2 registered are loaded once if their class
+    names aren't known before. Nothing is done for other data sets.
 
     Args:
         name: a registered data set.
@@ -124,18 +151,23 @@ def ensure_prepared(name: str, *, workers: int | None = None) -> Manifest | None
     Raises:
         DatasetError: the data can't be used; nothing is written.
     """
-    if name not in _registered and _lacks_stuff_maps(name):
+    if _registered(name) is None and _lacks_stuff_maps(name):
         _register_anew(name)
-    if name not in _registered:
+    entry = _registered(name)
+    if entry is None:
+        if _lacks_class_names(name):
+            DatasetCatalog.get(name)
         return None
-    entry = _registered[name]
     if entry.make is not None:
         entry.make()
     manifest = prepare(entry.source, workers=workers)
-    if not _numbers_alike(class_metadata(manifest.categories), MetadataCatalog.get(name).as_dict()):
+    classes = class_metadata(manifest.categories)
+    difference = different_classes(classes, MetadataCatalog.get(name).as_dict(), capitals=False)
+    if difference:
         raise DatasetError(
-            f"{entry.source.panoptic_json}: not the categories that {name!r} was registered with; "
-            "restore them, or register the data anew in a new process"
+            f"{entry.source.panoptic_json}: not the categories that {name!r} was registered with: "
+            f"{difference[0]} there was {difference[1]}; restore them, or register the data anew "
+            "in a new process"
         )
     return manifest
 
@@ -158,43 +190,52 @@ def set_num_classes(cfg: CfgNode, name: str) -> None:
 
 
 def require_same_classes(names: Sequence[str]) -> None:
-    """Data sets that train and test one model number their classes alike.
+    """Data sets that train and test one model have the same classes: ids, names and kinds.
+
+    Args:
+        names: those that are not registered don't count.
 
     Raises:
-        DatasetError: naming those that don't.
+        DatasetError: naming the first that differs, and where.
     """
-    for name in names[1:]:
-        first, other = (MetadataCatalog.get(one).as_dict() for one in (names[0], name))
-        if not _numbers_alike(first, other):
+    known = [name for name in names if name in DatasetCatalog]
+    for name in known[1:]:
+        first, other = (MetadataCatalog.get(one).as_dict() for one in (known[0], name))
+        difference = different_classes(first, other)
+        if difference:
             raise DatasetError(
-                f"{names[0]} and {name} have different categories: one model can't be trained or "
-                "tested on both; correct DATASETS.TRAIN or DATASETS.TEST"
+                f"{known[0]} and {name} have different categories: {difference[0]} there is "
+                f"{difference[1]} here; one model can't be trained or tested on both: correct "
+                "DATASETS.TRAIN or DATASETS.TEST, or number and name the categories alike"
             )
 
 
-def _load(name: str) -> list[Json]:
+def _load(entry: _Registered) -> list[Json]:
     """The data set in Detectron2's format: instances and `sem_seg_file_name`."""
-    manifest = ensure_prepared(name)
+    manifest = ensure_prepared(entry.name)
     assert manifest is not None
-    source = _registered[name].source
-    classes = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
-    stuff_map = {
-        image_id: str(source.stuff_maps / stuff_map_name(png))
-        for image_id, _, png in manifest.files
-    }
+    source = entry.source
+    classes = MetadataCatalog.get(entry.name).thing_dataset_id_to_contiguous_id
+    files = {image_id: (image, png) for image_id, image, png in manifest.files}
+    converted = set(manifest.converted)
     # Given the data set's name, it would warn of every numbering other than 1, 2, ...
     records = load_coco_json(str(source.used_instances_json), str(source.images))
-    records = [record for record in records if record["image_id"] in stuff_map]
     for record in records:
-        record["sem_seg_file_name"] = stuff_map[record["image_id"]]
+        image, png = files[record["image_id"]]
+        record["sem_seg_file_name"] = str(source.stuff_maps / stuff_map_name(png))
+        if record["image_id"] in converted:
+            record["file_name"] = str(source.converted_images / converted_image_name(image))
         for annotation in record["annotations"]:
             annotation["category_id"] = classes[annotation["category_id"]]
     return records
 
 
-def _numbers_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    keys = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
-    return all(one.get(key) == other.get(key) for key in keys)
+def _lacks_class_names(name: str) -> bool:
+    """Whether `name` is instance data whose classes Detectron2 learns when it loads them."""
+    if name not in DatasetCatalog:
+        return False
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("evaluator_type") == "coco" and not metadata.get("thing_classes")
 
 
 def _lacks_stuff_maps(name: str) -> bool:
@@ -229,10 +270,12 @@ def _register_anew(name: str) -> None:
             f"{error}\nDetectron2's own data sets, as {name}, are looked for in the folder "
             "$DETECTRON2_DATASETS (by default datasets); see datasets/README.md"
         ) from error
-    if not _numbers_alike(class_metadata(categories), metadata):
+    difference = different_classes(class_metadata(categories), metadata, capitals=False)
+    if difference:
         raise DatasetError(
-            f"{source.panoptic_json}: its categories differ from those of {name}; "
-            "register these data under a name of your own with register_panoptic"
+            f"{source.panoptic_json}: its categories differ from those of {name}: {difference[0]} "
+            f"there is {difference[1]}; register these data under a name of your own with "
+            "register_panoptic"
         )
     logger.info("%s lacks stuff maps: they go to %s", name, source.derived)
     DatasetCatalog.remove(name)

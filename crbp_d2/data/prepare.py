@@ -8,7 +8,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,17 @@ from tqdm import tqdm
 
 from .categories import stuff_class_ids, thing_class_ids
 from .derive import Derivation, DerivedImage, derive_image
+from .fields import Json
+from .instances import read_instances_json
 from .parallel import ordered_map
 from .source import PanopticSource
 from .storage import locked, replacing
-from .validate import (
-    DatasetError,
-    Json,
-    Problems,
-    check_instances_json,
-    read_json,
-    read_panoptic_json,
-)
+from .validate import DatasetError, Problems, read_json, read_panoptic_json
 
 logger = logging.getLogger(__name__)
 
 # To be raised whenever other files are derived, so that existing caches are renewed.
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 
 
@@ -48,6 +43,7 @@ class Manifest:
         files: for each usable image its id, image file and PNG.
         segments: category id (as a string) -> number of segments.
         left_out: number of images without any segment, which can neither train nor be scored.
+        converted: ids of the images that were converted to eight bits.
     """
 
     format: int
@@ -57,6 +53,7 @@ class Manifest:
     files: list[list[Any]]
     segments: dict[str, int]
     left_out: int
+    converted: list[int | str]
 
 
 def prepare(source: PanopticSource, *, workers: int | None = None) -> Manifest:
@@ -103,10 +100,10 @@ def read_categories(source: PanopticSource) -> list[Json]:
 
 def _read_manifest(source: PanopticSource) -> Manifest | None:
     """The manifest, unless missing or made from other JSON files or by another version."""
-    path = source.derived / _MANIFEST
-    if not path.is_file():
+    try:
+        content = read_json(source.derived / _MANIFEST)
+    except DatasetError:
         return None
-    content = read_json(path)
     current = {"format": _FORMAT, "jsons": _json_stats(source)}
     if any(content.get(key) != value for key, value in current.items()):
         return None
@@ -136,7 +133,7 @@ def _fingerprint(source: PanopticSource, files: list[list[Any]]) -> str:
             try:
                 status = path.stat()
                 state = f"{status.st_size} {status.st_mtime_ns}"
-            except FileNotFoundError:
+            except OSError:
                 state = "missing"
             digest.update(f"{path} {state}\n".encode())
     return digest.hexdigest()
@@ -147,8 +144,9 @@ def _make(source: PanopticSource, target: PanopticSource, workers: int | None) -
     jsons = _json_stats(source)
     content = read_panoptic_json(source.panoptic_json)
     categories = content["categories"]
+    given = None
     if source.instances_json is not None:
-        check_instances_json(source.instances_json, content)
+        given = read_instances_json(source.instances_json, content)
     image_of = {image["id"]: image for image in content["images"]}
     pairs = [(image_of[entry["image_id"]], entry) for entry in content["annotations"]]
     usable = [(image, entry) for image, entry in pairs if entry["segments_info"]]
@@ -162,43 +160,70 @@ def _make(source: PanopticSource, target: PanopticSource, workers: int | None) -
         images=source.images,
         panoptic_pngs=source.panoptic_pngs,
         stuff_maps=target.stuff_maps,
+        converted_images=target.converted_images,
+        intensity_range=source.intensity_range,
         thing_ids=frozenset(thing_class_ids(categories)),
         stuff_classes=stuff_class_ids(categories),
-        with_instances=source.instances_json is None,
+        with_instances=given is None,
     )
     target.stuff_maps.mkdir()
     results = ordered_map(functools.partial(derive_image, derivation), pairs, workers=workers)
     # disable=None: no bar where the output isn't a terminal.
     bar = tqdm(results, source.panoptic_json.stem, len(pairs), unit="image", disable=None)
-    head: Json = {key: content[key] for key in ("info", "licenses") if key in content}
-    head["images"] = [image for image, _ in usable]
-    segments = _write_annotations(bar, target, head, categories)
+    head = {"info": {}, "images": [image for image, _ in usable]}
+    segments, converted = _write_annotations(bar, target, head, categories, given)
     left_out = len(pairs) - len(usable)
     if left_out:
         logger.warning(
             "%s: %d images have no segment and are left out", source.panoptic_json, left_out
         )
-    manifest = Manifest(_FORMAT, jsons, fingerprint, categories, files, segments, left_out)
+    if source.intensity_range is not None and not converted:
+        logger.warning(
+            "%s: no image has more than 8 bits, so intensity_range is without effect", source.images
+        )
+    manifest = Manifest(
+        format=_FORMAT,
+        jsons=jsons,
+        fingerprint=fingerprint,
+        categories=categories,
+        files=files,
+        segments=segments,
+        left_out=left_out,
+        converted=converted,
+    )
     (target.derived / _MANIFEST).write_text(json.dumps(asdict(manifest)), encoding="utf-8")
     return manifest
 
 
 def _write_annotations(
-    results: Iterable[DerivedImage], target: PanopticSource, head: Json, categories: list[Json]
-) -> dict[str, int]:
-    """Writes both JSON files while the results arrive; returns the segments of each category."""
+    results: Iterable[DerivedImage],
+    target: PanopticSource,
+    head: Json,
+    categories: list[Json],
+    given: list[Json] | None,
+) -> tuple[dict[str, int], list[int | str]]:
+    """Writes both JSON files while the results arrive.
+
+    Args:
+        head: what both begin with.
+        given: instances, in the place of derived ones.
+
+    Returns:
+        The segments of each category, and the ids of converted images.
+    """
     problems = Problems(str(target.panoptic_json))
     segments = {str(category["id"]): 0 for category in categories}
+    converted = []
+    things = [category for category in categories if category["isthing"]]
     instance_ids = itertools.count(1)  # pycocotools takes 0 for "unmatched"
-    with ExitStack() as files:
-        panoptic_head = {**head, "categories": categories}
-        write_annotation = files.enter_context(_streamed(target.measured_json, panoptic_head))
-        if target.instances_json is None:
-            things = [category for category in categories if category["isthing"]]
-            instances_head = {**head, "categories": things}
-            write_instance = files.enter_context(
-                _streamed(target.used_instances_json, instances_head)
-            )
+    with (
+        _streamed(target.measured_json, {**head, "categories": categories}) as write_annotation,
+        _streamed(target.used_instances_json, {**head, "categories": things}) as write_instance,
+    ):
+        used = {image["id"] for image in head["images"]}
+        for instance in given or ():
+            if instance["image_id"] in used:
+                write_instance({"id": next(instance_ids), **instance})
         for result in results:
             problems.add(*result.problems)
             if result.problems or not result.segments:
@@ -208,8 +233,10 @@ def _write_annotations(
                 segments[str(segment["category_id"])] += 1
             for instance in result.instances:
                 write_instance({"id": next(instance_ids), **instance})
+            if result.converted:
+                converted.append(result.annotation["image_id"])
     problems.raise_if_any()
-    return segments
+    return segments, converted
 
 
 @contextmanager
@@ -219,12 +246,12 @@ def _streamed(path: Path, head: Json) -> Iterator[Callable[[Json], None]]:
     Annotations of a large data set don't fit in memory comfortably.
     """
     with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(head)[:-1] + ', "annotations": [')
+        file.write(json.dumps(head, allow_nan=False)[:-1] + ', "annotations": [')
         separator = "\n"
 
         def write(annotation: Json) -> None:
             nonlocal separator
-            file.write(separator + json.dumps(annotation))
+            file.write(separator + json.dumps(annotation, allow_nan=False))
             separator = ",\n"
 
         yield write

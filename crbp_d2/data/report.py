@@ -37,12 +37,19 @@ def describe(
         "cache": cache,
     }
     given = [f'{key}="{value}"' for key, value in arguments.items() if value is not None]
+    if source.intensity_range is not None:
+        given.append(f"intensity_range={source.intensity_range}")
     lines = [
         tabulate(rows, headers=["id", "category", "kind", "segments"], tablefmt="pipe"),
         "",
         f"{len(manifest.files)} images ({manifest.left_out} without any segment left out), "
         f"{things} thing and {len(categories) - things} stuff categories",
         f"derived files: {source.derived}",
+        *(
+            [f"images converted to 8 bits: {len(manifest.converted)}"]
+            if source.intensity_range is not None
+            else []
+        ),
         "",
         "To use it:",
         "    from crbp_d2.data import register_panoptic, set_num_classes",

@@ -17,12 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from .categories import class_metadata
+from .fields import Json
 from .panoptic import add_to_catalog
 from .parallel import ordered_map
 from .shapes_scene import ShapesConfig, draw_scene, shapes_categories
 from .source import PanopticSource
 from .storage import locked, replacing, writable_or_cached
-from .validate import Json
 
 logger = logging.getLogger(__name__)
 

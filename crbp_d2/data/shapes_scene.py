@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from .fields import Json
 from .shapes_drawing import (
     OUTLINES,
     TEXTURES,
@@ -16,7 +17,6 @@ from .shapes_drawing import (
     pixel_grid,
     smooth_noise,
 )
-from .validate import Json
 
 _COLORS = {
     "disc": [230, 60, 60],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from .reading import IntensityRange, checked_range
 from .storage import writable_or_cached
 from .validate import DatasetError
 
@@ -23,6 +25,7 @@ class PanopticSource:
         panoptic_pngs: folder of PNGs with segment ids encoded in RGB.
         instances_json: COCO's instance format, or None to derive instances from the PNGs.
         derived: folder of the derived files; `locate` chooses it.
+        intensity_range: values that become 0 and 255 in images of more than eight bits.
     """
 
     images: Path
@@ -30,6 +33,7 @@ class PanopticSource:
     panoptic_pngs: Path
     instances_json: Path | None
     derived: Path
+    intensity_range: IntensityRange | None = None
 
     @classmethod
     def locate(
@@ -40,13 +44,18 @@ class PanopticSource:
         panoptic_pngs: PathLike,
         instances_json: PathLike | None = None,
         cache: PathLike | None = None,
+        intensity_range: Any = None,
     ) -> PanopticSource:
         """Makes the paths absolute and chooses the folder of derived files.
 
         It lies in the folder `cache`, by default in `crbp_d2_cache` beside the JSON or, where that
-        is read-only, in the user's cache. Its name has a digest of the paths, so that different
-        combinations of files never share it.
+        is read-only, in the user's cache. Its name has a digest of the paths and the range, so that
+        different combinations never share it, and two spellings of a path do.
+
+        Raises:
+            DatasetError: `intensity_range` is not None and not two numbers.
         """
+        values = checked_range(intensity_range)
         json_path = _absolute(panoptic_json)
         sources = (
             _absolute(images),
@@ -54,18 +63,24 @@ class PanopticSource:
             _absolute(panoptic_pngs),
             None if instances_json is None else _absolute(instances_json),
         )
-        digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:8]
+        keys = [*sources, *(values or ())]
+        digest = hashlib.sha256("\n".join(map(str, keys)).encode()).hexdigest()[:8]
         name = f"{json_path.stem}-{digest}"
         if cache is not None:
             derived = _absolute(cache) / name
         else:
             derived = writable_or_cached(json_path.parent / CACHE_FOLDER / name, name)
-        return cls(*sources, derived)
+        return cls(*sources, derived, values)
 
     @property
     def stuff_maps(self) -> Path:
         """Folder of stuff maps: 0 = things, 1, 2, ... = stuff classes, 255 = unlabelled."""
         return self.derived / "stuff"
+
+    @property
+    def converted_images(self) -> Path:
+        """Folder of images that were converted to eight bits."""
+        return self.derived / "images"
 
     @property
     def measured_json(self) -> Path:
@@ -74,8 +89,8 @@ class PanopticSource:
 
     @property
     def used_instances_json(self) -> Path:
-        """The given instance JSON, or else the derived one."""
-        return self.instances_json or self.derived / "instances.json"
+        """The instance JSON that is read: the given one in normal form, or the derived one."""
+        return self.derived / "instances.json"
 
     def check_exists(self) -> None:
         """Raises `DatasetError` if a file or folder is missing."""
@@ -88,4 +103,11 @@ class PanopticSource:
 
 
 def _absolute(path: PathLike) -> Path:
-    return Path(path).expanduser().absolute()
+    """One spelling of a path: the folder it lies in without "..", links and repeated slashes.
+
+    What itself is a link stays one: files beside it are meant to lie there.
+    """
+    absolute = Path(path).expanduser().absolute()
+    if absolute.name in ("", ".."):
+        return absolute.resolve()
+    return absolute.parent.resolve() / absolute.name

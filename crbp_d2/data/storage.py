@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +49,24 @@ def writable_or_cached(preferred: Path, name: str) -> Path:
     fallback = user_cache() / name
     logger.info("%s is read-only: using %s", preferred.parent, fallback)
     return fallback
+
+
+def spelled_alike(path: Path) -> str | None:
+    """The name of a file beside a missing one that differs from it in capitals or in the encoding
+    of accents only."""
+    if not os.path.isdir(path.parent):
+        return None
+    names = _names_by_spelling(path.parent, path.parent.stat().st_mtime_ns)
+    return names.get(_spelling(path.name))
+
+
+@functools.lru_cache(maxsize=4)
+def _names_by_spelling(folder: Path, changed: int) -> dict[str, str]:
+    return {_spelling(name): name for name in os.listdir(folder)}
+
+
+def _spelling(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def write_whole(path: Path, content: bytes) -> None:

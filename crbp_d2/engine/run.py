@@ -99,7 +99,8 @@ def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
     )
     for name in names:
         ensure_prepared(name)
-    require_same_classes(names)
+    # Also of training data that aren't needed: the model has their classes.
+    require_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     for name in names[:1]:
         set_num_classes(cfg, name)
     cfg.freeze()

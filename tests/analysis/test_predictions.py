@@ -302,3 +302,35 @@ def test_models_without_a_circuit_have_no_claim_map(tmp_path, demo, capsys):
     with pytest.raises(SystemExit):
         demo(config, "--output", tmp_path / "out", "MODEL.WEIGHTS", weights)
     assert "RecurrentSemSegHead" in capsys.readouterr().err
+
+
+def test_deep_images_are_converted_as_those_of_the_data_set(data, tmp_path, options, demo, capsys):
+    name = "test_predictions_deep"
+    written = write_panoptic(tmp_path / "data")
+    values = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) + 1000).astype(np.uint16)
+    Image.fromarray(values).save(written.images / "0.jpg", "png")
+    shutil.copy(written.images / "0.jpg", tmp_path / "own.png")
+    arguments = options(PANOPTIC)
+    own = ("--input", tmp_path / "own.png", "--output", tmp_path / "own")
+    with pytest.raises(SystemExit):
+        demo(PANOPTIC, *own, *arguments)
+    assert "own.png: values of more than the 8 bits" in capsys.readouterr().err
+    register_panoptic(name, **written.arguments(), intensity_range=(1000, 3399))
+    arguments += ["DATASETS.TEST", f"({name!r},)"]
+    try:
+        record = DatasetCatalog.get(name)[0]
+        shown = np.asarray(Image.open(record["file_name"]))
+        assert len(np.unique(shown)) == 256
+        run = load_predictor(str(CONFIGS / PANOPTIC), arguments)
+        for path in (tmp_path / "own.png", written.images / "0.jpg"):
+            batch = model_input(path, run.cfg)
+            expected = model_input(Path(record["file_name"]), run.cfg)
+            assert torch.equal(batch["image"], expected["image"])
+        demo(PANOPTIC, *own, *arguments)
+        demo(PANOPTIC, "--count", 1, "--output", tmp_path / "out", *arguments)
+        # The second with the ground truth.
+        assert Image.open(tmp_path / "own" / "own.png").width == 2 * PANEL + GAP
+        assert Image.open(tmp_path / "out" / "0.png").width == 3 * PANEL + 2 * GAP
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from panopticapi.utils import id2rgb
+import pycocotools.mask as mask_util
+from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
+
+from crbp_d2.data.outlines import mask_to_polygons
 
 CATEGORIES = [
     {"id": 3, "name": "cup", "isthing": 1, "color": [10, 20, 30]},
@@ -64,6 +67,34 @@ def segment_ids() -> np.ndarray:
     ids[25:35, 20:28] = CUP
     ids[2:8, 35:50] = CROWD
     return ids
+
+
+def instances_of(data: Written) -> dict[str, Any]:
+    """COCO's instance format of the things: polygons, run lengths of the crowd."""
+    content = data.read()
+    things = [category for category in content["categories"] if category["isthing"]]
+    ids = {category["id"] for category in things}
+    annotations: list[dict[str, Any]] = []
+    for entry in content["annotations"]:
+        pixels = rgb2id(np.array(Image.open(data.pngs / entry["file_name"])))
+        for segment in entry["segments_info"]:
+            if segment["category_id"] not in ids:
+                continue
+            mask = (pixels == segment["id"]).astype(np.uint8)
+            encoded = mask_util.encode(np.asfortranarray(mask))
+            crowd = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": entry["image_id"],
+                    "category_id": segment["category_id"],
+                    "iscrowd": segment["iscrowd"],
+                    "area": int(mask.sum()),
+                    "bbox": mask_util.toBbox(encoded).tolist(),
+                    "segmentation": crowd if segment["iscrowd"] else mask_to_polygons(mask),
+                }
+            )
+    return {"images": content["images"], "annotations": annotations, "categories": things}
 
 
 def write_panoptic(folder: Path, *, things: bool = True, stuff: bool = True) -> Written:

@@ -98,7 +98,7 @@ DAMAGE: dict[str, tuple[Callable[[Written], object], str]] = {
     ),
     "duplicate PNG": (
         edit(lambda content: content["annotations"][1].update(file_name="0.png")),
-        "duplicate annotation file_name '0'",
+        "duplicate annotation file_name '0.png'",
     ),
     "duplicate annotation": (
         edit(lambda content: content["annotations"][1].update(image_id=10)),
@@ -196,7 +196,7 @@ def test_problems_of_several_images_come_together(tmp_path: Path) -> None:
 )
 def test_instances_must_fit(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
     data = write_panoptic(tmp_path / "data")
-    content = data.read()
+    content = {**data.read(), "annotations": []}
     content["categories"] = content["categories"][:2]
     change(content)
     instances = tmp_path / "instances.json"

@@ -113,8 +113,9 @@ def test_given_instances_are_used(tmp_path: Path, name: str) -> None:
     )
     register_panoptic(name, **data.arguments(), instances_json=given)
     assert [len(record["annotations"]) for record in DatasetCatalog.get(name)] == [0, 1, 0]
-    assert MetadataCatalog.get(name).json_file == str(given)
-    assert not list((data.folder / "crbp_d2_cache").rglob("instances.json"))
+    # Evaluators read them in normal form.
+    read = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+    assert read["annotations"] == [{**instance, "bbox": [1.0, 2.0, 10.0, 5.0]}]
 
 
 def test_category_id_zero_is_an_ordinary_id(tmp_path: Path, name: str) -> None:
@@ -146,6 +147,21 @@ def test_names_are_taken_once(tmp_path: Path, name: str) -> None:
     register_panoptic(name, **first.arguments())
     with pytest.raises(DatasetError, match="registered already"):
         register_panoptic(name, **second.arguments())
+
+
+def test_removed_data_set_can_be_registered_again(tmp_path: Path, name: str) -> None:
+    first, second = write_panoptic(tmp_path / "first"), write_panoptic(tmp_path / "second")
+    register_panoptic(name, **first.arguments())
+    DatasetCatalog.remove(name)
+    register_panoptic(name, **first.arguments())
+    assert len(DatasetCatalog.get(name)) == 3
+    DatasetCatalog.remove(name)
+    with pytest.raises(DatasetError, match=r"call MetadataCatalog.remove\('test_removed"):
+        register_panoptic(name, **second.arguments())
+    assert name not in DatasetCatalog and ensure_prepared(name) is None
+    MetadataCatalog.remove(name)
+    register_panoptic(name, **second.arguments())
+    assert Path(DatasetCatalog.get(name)[0]["file_name"]).parent == second.images
 
 
 def test_categories_that_change_later_are_an_error(tmp_path: Path, name: str) -> None:

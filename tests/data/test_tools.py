@@ -4,11 +4,13 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
+from PIL import Image
 
-from .panoptic_data import write_panoptic
+from .panoptic_data import HEIGHT, WIDTH, write_panoptic
 from .test_cache import contents
 
 TOOLS = Path(__file__).parents[2] / "datasets"
@@ -47,6 +49,23 @@ def test_prepare_panoptic_prints_lines_that_work(tmp_path: Path, capsys) -> None
     made = contents(tmp_path / "data" / "cache")
     assert len(DatasetCatalog.get("from_tool")) == 3
     assert contents(tmp_path / "data" / "cache") == made
+
+
+def test_prepare_panoptic_converts_deep_images(tmp_path: Path, capsys) -> None:
+    data = write_panoptic(tmp_path / "data")
+    deep = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH)
+    Image.fromarray(deep).save(data.images / "1.jpg", "png")
+    arguments = [*panoptic_arguments(data.folder), "--name=deep_from_tool"]
+    assert tool("prepare_panoptic")(arguments) == 1
+    assert "give the data set an intensity_range" in capsys.readouterr().err
+    assert tool("prepare_panoptic")([*arguments, "--intensity-range", "0", "4095"]) == 0
+    output = capsys.readouterr().out
+    assert "images converted to 8 bits: 1" in output
+    lines = [line.strip() for line in output.split("To use it:")[1].strip().splitlines()]
+    made = contents(data.folder / "cache")
+    exec("\n".join(lines), {"cfg": get_cfg()})
+    assert Path(DatasetCatalog.get("deep_from_tool")[1]["file_name"]).name == "1.jpg.png"
+    assert contents(data.folder / "cache") == made
 
 
 def test_prepare_panoptic_reports_problems(tmp_path: Path, capsys) -> None:

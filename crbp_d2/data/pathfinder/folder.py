@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from crbp_d2.data.reading import require_eight_bits
 from crbp_d2.data.validate import DatasetError
 
 from .draw import Bytes
@@ -57,7 +58,7 @@ def find_images(root: Path, list_file: Path | None = None) -> list[tuple[Path, P
     else:
         if not list_file.is_file():
             raise DatasetError(f"{list_file}: no such list file; check the path")
-        lines = list_file.read_text(encoding="utf-8").splitlines()
+        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
         images = [root / line.split()[0] for line in lines if line.strip()]
         origin = str(list_file)
     if not images:
@@ -75,8 +76,11 @@ def _read_grey(path: Path) -> Image.Image:
             "missing), or take the image from the list file"
         )
     try:
+        require_eight_bits(str(path))
         with Image.open(path) as image:
             return image.convert("L")
+    except DatasetError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
         raise DatasetError(
             f"{path}: not a readable image ({error}); delete it and call "
