@@ -1,7 +1,12 @@
 """Data: own panoptic data, COCO and the embedded shapes as Detectron2 data sets."""
 
 from .from_file import register_from_file
-from .loaders import build_test_loader, build_train_loader, require_registered
+from .loaders import (
+    build_test_loader,
+    build_train_loader,
+    require_even_batches,
+    require_registered,
+)
 from .panoptic import (
     ensure_prepared,
     register_panoptic,
@@ -28,6 +33,7 @@ __all__ = [
     "prepare",
     "register_from_file",
     "register_panoptic",
+    "require_even_batches",
     "require_registered",
     "require_same_classes",
     "set_num_classes",
