@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import os
 import pickle
@@ -18,6 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
+    EvalHook,
     HookBase,
     SimpleTrainer,
     TrainerBase,
@@ -40,6 +42,7 @@ from crbp_d2.data import (
     build_train_loader,
     ensure_prepared,
     register_from_file,
+    require_even_batches,
     require_registered,
     require_same_classes,
     set_num_classes,
@@ -50,6 +53,11 @@ from crbp_d2.evaluation import build_evaluator
 from crbp_d2.evaluation.pictures import write_pictures
 
 logger = logging.getLogger(__name__)
+
+# PyTorch is about to call it otherwise.
+_BUFFERS = "forward_sync_buffers"
+if _BUFFERS not in inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters:
+    _BUFFERS = "broadcast_buffers"
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """Beside Detectron2's own SGD."""
@@ -70,6 +78,10 @@ EXAMPLES = """examples:
 on several machines run on each of them, with its rank:
     tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml --num-gpus 8 \\
         --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+torchrun and SLURM's srun start all processes themselves, without --num-gpus and --num-machines:
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml
+    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit \\
+        tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml
 """
 
 
@@ -94,6 +106,26 @@ class SeedIterations(HookBase):
         torch.manual_seed(int(entropy.generate_state(1)[0]))
 
 
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give every process the buffers of the main one, which are those in its checkpoints.
+
+    Running statistics of batch norms are of the images that a process has seen: several processes
+    would evaluate several models.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+class EvaluateTrained(EvalHook):
+    """Detectron2's, but for what it does after a failure in the last iteration: there it evaluates
+    the model, which waits for processes that have not failed and train on."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+
+
 class Trainer(DefaultTrainer):
     """Detectron2's default trainer, with this project's evaluators, also on several CPU processes.
 
@@ -115,8 +147,8 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        devices: dict[str, Any] = {"device_ids": None} if on_cpu else {}
-        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        devices = None if on_cpu else [torch.cuda.current_device()]
+        model = create_ddp_model(model, device_ids=devices, **{_BUFFERS: False})
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = kind(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -171,7 +203,18 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's, and with a `SEED` random numbers that follow from the iteration."""
-        hooks: list[HookBase] = super().build_hooks()
+
+        def evaluate() -> Mapping[str, Any]:
+            share_buffers(self.model)
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        hooks: list[HookBase] = [
+            EvaluateTrained(self.cfg.TEST.EVAL_PERIOD, evaluate)
+            if isinstance(hook, EvalHook)
+            else hook
+            for hook in super().build_hooks()
+        ]
         if self.cfg.SEED >= 0:
             hooks.insert(0, SeedIterations(self.cfg.SEED))
         return hooks
@@ -188,7 +231,7 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
 
-def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
+def prepare(cfg: CfgNode, *, eval_only: bool, world_size: int | None = None) -> None:
     """Make a configuration's data sets ready, fill in what follows from them, and freeze it.
 
     Numbers of classes are those of the data sets. Without a GPU the model goes to the CPU.
@@ -196,10 +239,14 @@ def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
     Args:
         cfg: changed in place.
         eval_only: the training data are not needed.
+        world_size: processes that will train, those that run if None.
 
     Raises:
+        ConfigurationError: they can't share a batch evenly.
         DatasetError: a data set is not registered, or can't be used.
     """
+    if not eval_only:
+        require_even_batches(cfg, world_size or comm.get_world_size())
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("no GPU is available: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"

@@ -22,7 +22,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from crbp_d2.analysis.images import (
@@ -38,6 +37,7 @@ from crbp_d2.analysis.images import (
 from crbp_d2.analysis.predictions import write_claim_picture, write_panoptic_picture
 from crbp_d2.analysis.runs import Run
 from crbp_d2.core import ConfigurationError
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -103,10 +103,9 @@ def draw_panoptic(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
     if not paths and truth is None:
         raise ConfigurationError("DATASETS.TEST names no panoptic data; name some, or give --input")
     paths = paths or truth.images(arguments.count)
-    metadata = MetadataCatalog.get(runs[0].cfg.DATASETS.TEST[0])
     outputs = output_names(paths, arguments.output)
     for path, output in zip(tqdm(paths, "pictures"), outputs, strict=True):
-        write_panoptic_picture(path, output, runs, metadata, truth)
+        write_panoptic_picture(path, output, runs, runs[0].metadata, truth)
 
 
 def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Path]) -> None:
@@ -122,4 +121,4 @@ def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

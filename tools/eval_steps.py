@@ -40,6 +40,7 @@ from crbp_d2.analysis.steps import (
 from crbp_d2.analysis.steps_figure import curves_of, write_figure
 from crbp_d2.data import build_test_loader
 from crbp_d2.engine import argument_parser, load_model, setup
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -68,6 +69,8 @@ def main() -> None:
         help="also evaluate every step by itself; compare the scores, print the ratio of the times",
     )
     arguments = parser.parse_args()
+    if arguments.num_gpus > 1 or arguments.num_machines > 1:
+        parser.error("--num-gpus, --num-machines: this works in one process; leave them out")
     try:
         given = [split_label(text) for text in arguments.plot_with]
         own = [] if arguments.plot_only is not None else [arguments.label]
@@ -128,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)
