@@ -133,7 +133,7 @@ def draw_panoptic(
     size = large.shape[1::-1]
     map_ = cv2.resize(segments.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
     visualizer = Visualizer(large, metadata)
-    drawn = visualizer.draw_panoptic_seg_predictions(torch.from_numpy(map_), infos or [])
+    drawn = visualizer.draw_panoptic_seg(torch.from_numpy(map_), infos or [])
     return drawn.get_image()
 
 
