@@ -1,18 +1,20 @@
-"""Runs a function in several processes that talk over gloo, and brings its tensors back."""
+"""Runs a function in several processes that talk over gloo, and brings its results back."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
 from torch import multiprocessing as mp
 
 
-def run_processes(function: Callable[[int, int], torch.Tensor], world: int) -> list[torch.Tensor]:
-    """`function(rank, world)` in `world` spawned processes; what each returned, by rank."""
+def run_processes(function: Callable[[int, int], Any], world: int) -> list[Any]:
+    """`function(rank, world)` in `world` spawned processes; what each returned (tensors, numbers
+    and containers of them), by rank."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_process, args=(world, folder, function), nprocs=world)
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]

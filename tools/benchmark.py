@@ -31,6 +31,7 @@ from crbp_d2.analysis.benchmark import (
 from crbp_d2.analysis.benchmark.measure import machine
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import write_json, write_whole
+from crbp_d2.launch import run_alone
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

@@ -23,6 +23,7 @@ from crbp_d2.analysis.benchmark.measure import machine
 from crbp_d2.config import read_config
 from crbp_d2.data import build_train_loader
 from crbp_d2.engine import KeyValueParser, prepare
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -62,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

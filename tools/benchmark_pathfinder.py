@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from crbp_d2.data.pathfinder.benchmark import PRESETS, report
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -20,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

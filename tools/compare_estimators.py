@@ -22,6 +22,7 @@ from crbp_d2.analysis.benchmark.measure import machine
 from crbp_d2.analysis.estimators import compare, markdown, trained_setting
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import HGRUCell, MaskHGRUCell
+from crbp_d2.launch import run_alone
 
 CELLS = {
     "mask head: 256 channels, 14x14, 16 RoIs": (
@@ -104,4 +105,4 @@ def print_table(title: str, cell: nn.Module, drive: Tensor, arguments: argparse.
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

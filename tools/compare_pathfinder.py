@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from crbp_d2.analysis.pathfinder_runs import CONTENDERS, markdown, train_all
+from crbp_d2.launch import run_alone
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

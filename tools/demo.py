@@ -22,7 +22,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from crbp_d2.analysis.images import (
@@ -40,6 +39,7 @@ from crbp_d2.analysis.predictions import write_claim_picture, write_panoptic_pic
 from crbp_d2.analysis.runs import Run
 from crbp_d2.core import ConfigurationError
 from crbp_d2.engine import KeyValueParser
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -106,10 +106,9 @@ def draw_panoptic(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
     if not paths and truth is None:
         raise ConfigurationError("DATASETS.TEST names no panoptic data; name some, or give --input")
     paths = paths or truth.images(arguments.count)
-    metadata = MetadataCatalog.get(runs[0].cfg.DATASETS.TEST[0])
     outputs = output_names(paths, arguments.output)
     for path, output in zip(tqdm(paths, "pictures"), outputs, strict=True):
-        write_panoptic_picture(path, output, runs, metadata, truth)
+        write_panoptic_picture(path, output, runs, runs[0].metadata, truth)
 
 
 def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Path]) -> None:
@@ -125,4 +124,4 @@ def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

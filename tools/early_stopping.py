@@ -21,6 +21,7 @@ from crbp_d2.analysis.runs import load_run
 from crbp_d2.analysis.steps import step_evaluators
 from crbp_d2.analysis.stopping import evaluate_tolerances, markdown
 from crbp_d2.data.storage import write_whole
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -62,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

@@ -43,6 +43,7 @@ from crbp_d2.analysis.steps import (
 )
 from crbp_d2.analysis.steps_figure import curves_of, write_figure
 from crbp_d2.engine import argument_parser, load_model, setup
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -72,6 +73,8 @@ def main() -> None:
         "error; prints the ratio of the times",
     )
     arguments = parser.parse_args()
+    if arguments.num_gpus > 1 or arguments.num_machines > 1:
+        parser.error("--num-gpus, --num-machines: this works in one process; leave them out")
     try:
         given = [split_label(text) for text in arguments.plot_with]
         own = [] if arguments.plot_only is not None else [arguments.label]
@@ -132,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

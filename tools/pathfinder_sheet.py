@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from crbp_d2.data.pathfinder.sheet import write_contact_sheets
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -22,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

@@ -19,6 +19,7 @@ from crbp_d2.analysis.curves import WINDOW, draw_curves, published_lines, read_l
 from crbp_d2.analysis.figures import save_figure
 from crbp_d2.analysis.published import FINAL
 from crbp_d2.analysis.runs import split_label
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

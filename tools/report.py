@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from crbp_d2.analysis.page import load_runs, shared_data_set, write_page
 from crbp_d2.analysis.steps import parse_steps
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -62,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

@@ -18,6 +18,7 @@ from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.analysis.stability import measure_dynamics, write_report
 from crbp_d2.analysis.steps import evaluate_steps, scale_of, step_evaluators
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

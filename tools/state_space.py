@@ -19,6 +19,7 @@ from tqdm import tqdm
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.runs import load_run, require_different_labels, split_label
 from crbp_d2.analysis.state_space import collect_states, project, write_results
+from crbp_d2.launch import run_alone
 
 
 def main() -> None:
@@ -65,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

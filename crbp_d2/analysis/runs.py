@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
@@ -43,6 +44,11 @@ class Run:
                 "--dataset"
             )
         return str(self.cfg.DATASETS.TEST[0])
+
+    @property
+    def metadata(self) -> Any:
+        """Of that data set, as it is registered with Detectron2."""
+        return MetadataCatalog.get(self.data_set)
 
 
 def load_run(text: str, overrides: Sequence[str] = (), *, data_set: str | None = None) -> Run:

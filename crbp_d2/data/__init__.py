@@ -1,7 +1,12 @@
 """Data: own panoptic data, COCO and the embedded shapes as Detectron2 data sets."""
 
 from .from_file import register_from_file
-from .loaders import build_test_loader, build_train_loader, require_registered
+from .loaders import (
+    build_test_loader,
+    build_train_loader,
+    require_even_batches,
+    require_registered,
+)
 from .mapper import PanopticMapper
 from .panoptic import (
     ensure_prepared,
@@ -32,6 +37,7 @@ __all__ = [
     "read_image",
     "register_from_file",
     "register_panoptic",
+    "require_even_batches",
     "require_registered",
     "require_same_classes",
     "set_num_classes",

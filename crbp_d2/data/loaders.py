@@ -13,9 +13,10 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.utils import comm
 from torch.utils.data import ConcatDataset, DataLoader
 
-from crbp_d2.core.errors import did_you_mean
+from crbp_d2.core.errors import ConfigurationError, did_you_mean
 
 from .mapper import PanopticMapper
 from .pathfinder import PathfinderMapper
@@ -39,9 +40,25 @@ def require_registered(name: str, key: str) -> None:
     meant = did_you_mean(name, DatasetCatalog.list())
     raise DatasetError(
         f"{key}: no data set is registered as {name!r}{f' ({meant})' if meant else ''}; register "
-        "your own with register_panoptic or register_pathfinder, or name their YAML file in "
-        "CRBP.DATASETS_FILE"
+        "your own with register_panoptic or register_pathfinder (in every process: not below "
+        "`if __name__ == '__main__'`), or name their YAML file in CRBP.DATASETS_FILE"
     )
+
+
+def require_even_batches(cfg: CfgNode, world_size: int) -> None:
+    """Refuse a batch that the processes of a run can't share evenly.
+
+    Raises:
+        ConfigurationError: naming the key.
+    """
+    total, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    sharing = reference or world_size
+    if total < 1 or total % sharing:
+        whose = "of SOLVER.REFERENCE_WORLD_SIZE" if reference else "that train"
+        raise ConfigurationError(
+            f"SOLVER.IMS_PER_BATCH is {total}: must be a multiple of the {sharing} processes "
+            f"{whose}, which share it"
+        )
 
 
 def is_pathfinder(name: str) -> bool:
@@ -58,9 +75,11 @@ def build_train_loader(cfg: CfgNode) -> Any:
     streams are always of the first kind.
 
     Raises:
+        ConfigurationError: see `require_even_batches`.
         DatasetError: Pathfinder and other data are mixed, or `CRBP.ENDLESS` is set for data that
             are not drawn.
     """
+    require_even_batches(cfg, comm.get_world_size())
     kinds = {is_pathfinder(name) for name in cfg.DATASETS.TRAIN}
     if len(kinds) > 1:
         raise DatasetError(
@@ -82,6 +101,11 @@ def build_train_loader(cfg: CfgNode) -> Any:
     loader = cfg.DATALOADER
     mapper = PanopticMapper(cfg, is_train=True)
     if cfg.SEED < 0 or loader.ASPECT_RATIO_GROUPING or loader.SAMPLER_TRAIN != "TrainingSampler":
+        if cfg.SEED < 0:
+            # Since May 2024 Detectron2 takes -1 for a seed: every run would have the same order.
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SEED = comm.shared_random_seed()
         return build_detection_train_loader(cfg, mapper=mapper)
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=loader.FILTER_EMPTY_ANNOTATIONS

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from detectron2.data import DatasetFromList, build_batch_data_loader
+from detectron2.data import DatasetFromList
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 
-# Detectron2 runs one copy of the sampler for each image of a batch; they share the order.
 @functools.lru_cache(maxsize=2)
 def _shuffled(size: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
@@ -33,7 +32,8 @@ class ResumableTrainingSampler(Sampler[int]):
     """An infinite stream of indices: every epoch a permutation of `range(size)`.
 
     The stream is common to all processes; each takes every world-size-th element, as with
-    Detectron2's TrainingSampler.
+    Detectron2's TrainingSampler. Which of them this process takes is decided when the sampler is
+    built: it may be iterated over in a data worker, which knows no process group.
 
     Args:
         size: number of records in the data set.
@@ -45,6 +45,7 @@ class ResumableTrainingSampler(Sampler[int]):
 
     Raises:
         ValueError: `size` is not positive, or `seed` or `start` is negative.
+        RuntimeError: when it is iterated over, as it was built before the process group.
     """
 
     def __init__(
@@ -67,16 +68,23 @@ class ResumableTrainingSampler(Sampler[int]):
         self.seed = seed
         self.start = start
         self.stamp_epochs = stamp_epochs
+        self.rank = comm.get_rank()
+        self.world_size = comm.get_world_size()
 
     def __iter__(self) -> Iterator[int]:
-        world_size = comm.get_world_size()
-        position = self.start + comm.get_rank()
+        if get_worker_info() is None and comm.get_world_size() != self.world_size:
+            raise RuntimeError(
+                f"this sampler was built for {self.world_size} processes, but "
+                f"{comm.get_world_size()} are running: build it after the process group, or all "
+                "of them see the same images"
+            )
+        position = self.start + self.rank
         while True:
             epoch, index = divmod(position, self.size)
             if self.shuffle:
                 index = int(_shuffled(self.size, self.seed, epoch)[index])
             yield index + epoch * self.size if self.stamp_epochs else index
-            position += world_size
+            position += self.world_size
 
 
 @contextmanager
@@ -137,6 +145,19 @@ class SeededMapDataset(Dataset[Any]):
         return sample
 
 
+class ResumableLoader(DataLoader[Any]):
+    """A `DataLoader` of a `SeededMapDataset` whose place in the stream `seek` can set.
+
+    PyTorch's own, and not that of Detectron2's `build_batch_data_loader`: what that one accepts has
+    changed from one version to the next, and it runs the sampler in the data workers.
+    """
+
+    def __iter__(self) -> Any:
+        # As a generator it starts, and its workers with it, when the first batch is asked for: a
+        # trainer may ask for the iterator before it has read from a checkpoint where to begin.
+        yield from super().__iter__()
+
+
 def build_resumable_train_loader(
     dataset: Sequence[Any] | Dataset[Any],
     *,
@@ -148,7 +169,7 @@ def build_resumable_train_loader(
     endless: bool = False,
     num_workers: int = 0,
     **loader_options: Any,
-) -> DataLoader[Any]:
+) -> ResumableLoader:
     """A training loader that at any iteration gives what an uninterrupted run would have got.
 
     Images, order and augmentations depend on `seed` and the iteration alone. It takes the place of
@@ -163,6 +184,10 @@ def build_resumable_train_loader(
         start_iteration: iterations already done; see also `seek`.
         endless: never repeat an image; see `SeededMapDataset`.
         loader_options: for `torch.utils.data.DataLoader`.
+
+    Raises:
+        ValueError: the processes can't share `total_batch_size` evenly, or the sampler refuses an
+            argument.
     """
     seeded = SeededMapDataset(dataset, mapper, seed=seed, endless=endless)
     sampler = ResumableTrainingSampler(
@@ -172,30 +197,41 @@ def build_resumable_train_loader(
         start=start_iteration * total_batch_size,
         stamp_epochs=True,
     )
+    batch_size, rest = divmod(total_batch_size, sampler.world_size)
+    if rest or batch_size < 1:
+        raise ValueError(
+            f"total_batch_size={total_batch_size}: must be a multiple of the {sampler.world_size} "
+            "processes that share it"
+        )
     # A generator of its own, as starting the loader would else draw from the model's.
     loader_options.setdefault("generator", torch.Generator().manual_seed(seed))
-    loader: DataLoader[Any] = build_batch_data_loader(
-        seeded, sampler, total_batch_size, num_workers=num_workers, **loader_options
+    # Images of one batch may differ in size: they stay a list.
+    loader_options.setdefault("collate_fn", list)
+    return ResumableLoader(
+        seeded,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=num_workers,
+        **loader_options,
     )
-    return loader
 
 
 def is_resumable(loader: Any) -> bool:
     """Whether `seek` can move a loader."""
-    sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
-    return isinstance(sampler, ResumableTrainingSampler)
+    return isinstance(loader, ResumableLoader)
 
 
 def seek(loader: DataLoader[Any], iteration: int) -> None:
     """Let a loader of `build_resumable_train_loader` start at an iteration.
 
-    For trainers that build their loader before they read the checkpoint. Call it before the
-    loader is first iterated over: iterators that run already are not moved.
+    For trainers that build their loader before they read the checkpoint. Call it before the first
+    batch is taken: iterators that run already are not moved.
 
     Raises:
-        TypeError: the loader has no `ResumableTrainingSampler`.
+        TypeError: another loader.
     """
     if not is_resumable(loader) or loader.batch_size is None:
         raise TypeError("seek() needs a loader built by build_resumable_train_loader()")
-    dataset: Any = loader.dataset
-    dataset.sampler.start = iteration * loader.batch_size * comm.get_world_size()
+    sampler: Any = loader.sampler
+    sampler.start = iteration * loader.batch_size * sampler.world_size

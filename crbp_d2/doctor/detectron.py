@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import inspect
+import json
 from pathlib import Path
 
 from .finding import PIP, CheckError, Finding, Status, installed_versions, load, load_prerequisite
@@ -39,7 +42,31 @@ def check_detectron2() -> Finding:
     is_alias = detectron2.__name__ != "detectron2"
     source = f"the copy in LabGym, by {_ALIAS}" if is_alias else "Detectron2 itself"
     folder = Path(str(detectron2.__file__)).parent
-    return Finding(name, Status.OK, f"{detectron2.__version__}, {source}, {folder}")
+    version = f"{detectron2.__version__} ({_age()}{_commit(folder)})"
+    return Finding(name, Status.OK, f"{version}, {source}, {folder}")
+
+
+def _age() -> str:
+    """What the code shows of it: the version has been 0.6 since November 2021."""
+    build = load("Detectron2", "detectron2.data", "detectron2").build_batch_data_loader
+    comm = load("Detectron2", "detectron2.utils.comm", "detectron2")
+    if "seed" in inspect.signature(build).parameters:
+        return "main branch, May 2024 or later"
+    if hasattr(comm, "create_local_process_group"):
+        return "main branch, before May 2024"
+    return "about the release of November 2021"
+
+
+def _commit(folder: Path) -> str:
+    """The commit that pip has noted, if it installed into this folder."""
+    try:
+        distribution = importlib.metadata.distribution("detectron2")
+        noted = json.loads(distribution.read_text("direct_url.json") or "{}")
+        commit = str(noted["vcs_info"]["commit_id"])
+    except (importlib.metadata.PackageNotFoundError, KeyError, TypeError, ValueError):
+        return ""
+    is_here = Path(str(distribution.locate_file("detectron2"))).resolve() == folder.resolve()
+    return f", commit {commit[:8]}" if is_here else ""
 
 
 def check_compiled_operators() -> Finding:

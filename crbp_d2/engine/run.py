@@ -20,6 +20,7 @@ from crbp_d2.config import read_config
 from crbp_d2.data import (
     ensure_prepared,
     register_from_file,
+    require_even_batches,
     require_registered,
     require_same_classes,
     set_num_classes,
@@ -51,6 +52,10 @@ EXAMPLES = """examples:
 on several machines run on each of them, with its rank:
     tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml --num-gpus 8 \\
         --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+torchrun and SLURM's srun start all processes themselves, without --num-gpus and --num-machines:
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml
+    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit \\
+        tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml
 """
 
 
@@ -64,7 +69,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
 
 
-def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
+def prepare(cfg: CfgNode, *, eval_only: bool, world_size: int | None = None) -> None:
     """Make a configuration's data sets ready, fill in what follows from them, and freeze it.
 
     Numbers of classes are those of the data sets. Without a GPU the model goes to the CPU. Paths
@@ -73,11 +78,15 @@ def prepare(cfg: CfgNode, *, eval_only: bool) -> None:
     Args:
         cfg: changed in place.
         eval_only: the training data are not needed.
+        world_size: processes that will train, those that run if None.
 
     Raises:
-        ConfigurationError: a key can't be as it is; see `crbp_d2.engine.keys`.
+        ConfigurationError: a key can't be as it is, see `crbp_d2.engine.keys`; or processes can't
+            share a batch evenly.
         DatasetError: a data set is not registered, or can't be used.
     """
+    if not eval_only:
+        require_even_batches(cfg, world_size or comm.get_world_size())
     require_device(cfg.MODEL.DEVICE)
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("no GPU is available: running on the CPU")

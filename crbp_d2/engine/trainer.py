@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import weakref
@@ -14,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
+    EvalHook,
     HookBase,
     SimpleTrainer,
     TrainerBase,
@@ -36,6 +38,11 @@ from .reading import said
 
 logger = logging.getLogger(__name__)
 
+# PyTorch is about to call it otherwise.
+_BUFFERS = "forward_sync_buffers"
+if _BUFFERS not in inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters:
+    _BUFFERS = "broadcast_buffers"
+
 
 class SeedIterations(HookBase):
     """Seeds PyTorch's generators anew in every iteration, so that a resumed run samples proposals
@@ -51,6 +58,26 @@ class SeedIterations(HookBase):
     def before_step(self) -> None:
         entropy = np.random.SeedSequence([self.seed, comm.get_rank(), self.trainer.iter])
         torch.manual_seed(int(entropy.generate_state(1)[0]))
+
+
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give every process the buffers of the main one, which are those in its checkpoints.
+
+    Running statistics of batch norms are of the images that a process has seen: several processes
+    would evaluate several models.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+class EvaluateTrained(EvalHook):
+    """Detectron2's, but for what it does after a failure in the last iteration: there it evaluates
+    the model, which waits for processes that have not failed and train on."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
 
 
 class Trainer(DefaultTrainer):
@@ -78,8 +105,8 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        devices: dict[str, Any] = {} if device.type == "cuda" else {"device_ids": None}
-        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        devices = [torch.cuda.current_device()] if device.type == "cuda" else None
+        model = create_ddp_model(model, device_ids=devices, **{_BUFFERS: False})
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = kind(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -170,7 +197,18 @@ class Trainer(DefaultTrainer):
         """
         if self.cfg.TEST.PRECISE_BN.ENABLED:
             require_norms_used_once(self.model)
-        hooks: list[HookBase] = super().build_hooks()
+
+        def evaluate() -> Mapping[str, Any]:
+            share_buffers(self.model)
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        hooks: list[HookBase] = [
+            EvaluateTrained(self.cfg.TEST.EVAL_PERIOD, evaluate)
+            if isinstance(hook, EvalHook)
+            else hook
+            for hook in super().build_hooks()
+        ]
         if self.cfg.SEED >= 0:
             hooks.insert(0, SeedIterations(self.cfg.SEED))
         return hooks

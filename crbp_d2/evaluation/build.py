@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -56,11 +57,11 @@ def build_evaluator(
     has_stuff = not is_panoptic or len(metadata.stuff_classes) > 1
     evaluators: list[DatasetEvaluator] = []
     if evaluator_type != "coco" and has_stuff:
-        evaluators.append(
-            SemSegEvaluator(
-                dataset_name, output_dir=output_folder, sem_seg_loading_fn=load_label_map
-            )
-        )
+        loading: dict[str, Any] = {"sem_seg_loading_fn": load_label_map}
+        if not loading.keys() <= inspect.signature(SemSegEvaluator).parameters.keys():
+            # As old as Detectron2 0.6, whose own loader does well.
+            loading = {}
+        evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_folder, **loading))
     if evaluator_type != "sem_seg" and has_things:
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         evaluators.append(

@@ -215,7 +215,14 @@ def output_norm(kind: str, channels: int) -> nn.Module:
         raise ConfigurationError(
             f"CRBP.OUTPUT_NORM: unknown norm {kind!r}; choose from {allowed}", option="output_norm"
         )
-    norm: nn.Module = get_norm(kind, channels)
+    try:
+        norm: nn.Module = get_norm(kind, channels)
+    except KeyError as error:
+        raise ConfigurationError(
+            f"CRBP.OUTPUT_NORM: the installed Detectron2 has no {kind!r}; install it anew from its "
+            "main branch, or choose another",
+            option="output_norm",
+        ) from error
     return norm
 
 

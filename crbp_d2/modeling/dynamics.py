@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.events import get_event_storage
 
 from crbp_d2.core import Diagnostics
 
@@ -18,9 +18,11 @@ class DynamicsLog:
 
     def begin(self) -> int:
         """Log the iteration before; the number of this one, 0 outside a training loop."""
-        if not has_event_storage():
+        try:
+            storage = get_event_storage()
+        except (AssertionError, IndexError):
+            # There is none. Detectron2 0.6 can't be asked for that beforehand.
             return 0
-        storage = get_event_storage()
         if self.previous is not None:
             scalars = self.previous.scalars()
             storage.put_scalars(

@@ -33,5 +33,6 @@ def test_every_tool_explains_itself_with_an_example(tool):
     done = subprocess.run(
         [sys.executable, tool, "--help"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    # Not even warnings of the packages below.
+    assert (done.returncode, done.stderr) == (0, "")
     assert "example" in done.stdout and f"tools/{tool.name}" in done.stdout

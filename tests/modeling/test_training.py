@@ -260,27 +260,6 @@ def test_two_processes_of_one_image_average_to_one_of_two_images(load_config, sh
         assert float((found - alone).norm() / alone.norm()) < 1e-5
 
 
-def test_two_cpu_processes_train(tmp_path):
-    command = [
-        sys.executable, ROOT / "tools" / "train_net.py", "--num-gpus", "2", "--dist-url", "auto",
-        "--config-file", CONFIGS / "quick" / "shapes_crbp.yaml",
-        "OUTPUT_DIR", tmp_path / "run",
-        *SMALL, "SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()",
-    ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(tmp_path),
-        "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "World size: 2" in done.stdout
-    assert logged(tmp_path / "run")[2]["loss_mask"] > 0
-
-
 @needs_coco
 def test_real_images_train_and_losses_fall(load_config, monkeypatch, tmp_path):
     command = [

@@ -155,6 +155,48 @@ def test_the_alias_beside_detectron2_itself(site: Path):
     assert f"{PIP} uninstall -y detectron2-from-labgym detectron2, then" in finding.cure
 
 
+# As far as the check looks: the parts that are used, and what differs between the versions.
+AGES = {
+    "about the release of November 2021": ("def build_batch_data_loader(dataset): ...", ""),
+    "main branch, before May 2024": (
+        "def build_batch_data_loader(dataset, **kwargs): ...",
+        "def create_local_process_group(size): ...",
+    ),
+    "main branch, May 2024 or later": (
+        "def build_batch_data_loader(dataset, *, seed=None, **kwargs): ...",
+        "def create_local_process_group(size): ...",
+    ),
+}
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_a_detectron2_tells_its_age_and_commit(tmp_path: Path, age: str):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    package = write_package(here, "detectron2", "__version__ = '0.6'") / "detectron2"
+    for part in ("checkpoint", "config", "data", "engine", "evaluation", "modeling", "utils"):
+        write_package(package, part, AGES[age][0] if part == "data" else "")
+    (package / "utils" / "events.py").touch()
+    (package / "utils" / "comm.py").write_text(AGES[age][1])
+
+    def found() -> str:
+        path = Path(f"{here}{os.pathsep}{elsewhere}")
+        return alone("detectron.check_detectron2", path).detail
+
+    note_commit(elsewhere, "b" * 40)
+    assert found() == f"0.6 ({age}), Detectron2 itself, {package}"
+    note_commit(here, "a" * 40)
+    assert found() == f"0.6 ({age}, commit aaaaaaaa), Detectron2 itself, {package}"
+
+
+def note_commit(folder: Path, commit: str) -> None:
+    """What pip leaves of a Detectron2 that it has installed from a repository."""
+    add_distribution(folder, "detectron2", "0.6")
+    (information,) = folder.glob("*.dist-info")
+    noted = {"url": "https://example.org", "vcs_info": {"vcs": "git", "commit_id": commit}}
+    (information / "direct_url.json").write_text(json.dumps(noted))
+
+
 def test_the_alias_without_labgym():
     finding = alone("detectron.check_detectron2", ROOT / "detectron2_alias")
     assert finding.status is Status.TROUBLE
