@@ -26,7 +26,7 @@ from crbp_d2.analysis.steps import (
 )
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import ensure_prepared
-from crbp_d2.evaluation.drawing import GAP, drawn_size
+from crbp_d2.evaluation.drawing import GAP, drawn_size, title_height
 from tests.analysis.panoptic_models import tiny_model, write_own_answers, write_run
 from tests.data.mixed_data import registered, write_mixed
 from tests.data.panoptic_data import Written
@@ -36,6 +36,10 @@ from tests.modeling.conftest import CONFIGS
 DRAWN, NAME = "test_tools_drawn", "test_tools_mixed"
 TRAINED, IMAGES = 2, 4
 KINDS = ["mixed", pytest.param("nuclei", marks=needs_real_data)]
+
+
+# Of tests that are not about the data.
+once = pytest.mark.parametrize("run", ["mixed"], indirect=True)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -71,7 +75,7 @@ def of_steps(run, tmp_path, *more: object) -> tuple:
 
 
 def test_scores_at_every_step_are_those_of_an_evaluation_for_each(run, tool, tmp_path):
-    shown = tool(*of_steps(run, tmp_path, "--steps", "N/2,N,2N,4N", "--check-repeated"))
+    shown = tool(*of_steps(run, tmp_path, "--steps", "N/2,N,4N", "--check-repeated"))
     assert "largest difference of a score 0\n" in shown
     found = read_csv(tmp_path / "out" / "steps.csv")[0][NAME]
     quality = {one.step: one.scores["PQ"] for one in found}
@@ -80,6 +84,7 @@ def test_scores_at_every_step_are_those_of_an_evaluation_for_each(run, tool, tmp
     assert all(value < 100 for step, value in quality.items() if step != TRAINED)
 
 
+@once
 def test_scores_that_differ_end_in_an_error(run, tool, tmp_path, monkeypatch, capsys):
     evaluate = analysis_steps.evaluate_at_each
 
@@ -115,6 +120,7 @@ def test_a_verdict_is_about_images_as_training_scores_them(run, tool, tmp_path):
     assert f"PQ 100.0 -> {scores[str(4 * TRAINED)]:.1f} at 4N" in shown
 
 
+@once
 def test_stopping_early_is_measured_on_some_of_the_images(run, tool, tmp_path):
     shown = tool("early_stopping.py", run, "--batches", 3, "--output", tmp_path)
     lines = shown.splitlines()
@@ -131,6 +137,20 @@ def test_the_page_has_the_scores_of_every_step(run, tool, tmp_path):
     assert any(min(image["score"][0]) < 99.9 for image in images)
 
 
+def test_the_demo_draws_image_answer_and_truth(run, tool, tmp_path):
+    common = ("--output", tmp_path, "MODEL.WEIGHTS", run / "model_final.pth")
+    tool("demo.py", "--config-file", run / "config.yaml", "--count", 2, *common)
+    metadata = MetadataCatalog.get(NAME)
+    images = json.loads(Path(metadata.panoptic_json).read_text())["images"][:2]
+    pictures = {path.stem: Image.open(path).size for path in tmp_path.iterdir()}
+    for image in images:
+        height, width = drawn_size(image["height"], image["width"])
+        size = (3 * width + 2 * GAP, height + title_height(height))
+        assert pictures.pop(Path(image["file_name"]).stem) == size
+    assert not pictures
+
+
+@once
 def test_string_ids_and_images_of_one_name_are_told_apart(run, tool, tmp_path):
     ensure_prepared(NAME)
     written = Written(tmp_path / "data")
@@ -169,6 +189,7 @@ def test_string_ids_and_images_of_one_name_are_told_apart(run, tool, tmp_path):
     assert [Image.open(path).width for path in pictures] == widths
 
 
+@once
 def test_photographs_come_one_by_one_and_contours_in_batches(run):
     cfg = load_run(str(run)).cfg
     assert [len(batch) for batch in scoring_batches(cfg, NAME)] == [1] * IMAGES
@@ -182,6 +203,7 @@ def test_photographs_come_one_by_one_and_contours_in_batches(run):
             scoring_batches(cfg, NAME, size)
 
 
+@once
 def test_tools_refuse_batches_of_photographs(run, tool, tmp_path, capsys):
     for command in (
         ("stability.py", run),
@@ -194,6 +216,7 @@ def test_tools_refuse_batches_of_photographs(run, tool, tmp_path, capsys):
         assert "come one by one" in capsys.readouterr().err
 
 
+@once
 def test_dynamics_are_those_of_a_circuit_that_is_not_stopped(run):
     loaded = load_run(str(run), ["CRBP.TEST_TOLERANCE", "0.9"])
     batch = next(iter(scoring_batches(loaded.cfg, NAME)))
