@@ -147,7 +147,8 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        devices = None if on_cpu else [torch.cuda.current_device()]
+        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+        devices = [torch.cuda.current_device()] if on_gpu else None
         model = create_ddp_model(model, device_ids=devices, **{_BUFFERS: False})
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = kind(model, data_loader, optimizer)
