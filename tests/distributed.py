@@ -1,7 +1,8 @@
-"""Runs a function in several processes that talk over gloo, and brings its results back."""
+"""Other processes for tests: several that talk over gloo, and what commands need to know."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,14 @@ from typing import Any
 import torch
 from torch import distributed
 from torch import multiprocessing as mp
+
+ROOT = Path(__file__).parents[1]
+
+
+def python_path() -> str:
+    """`PYTHONPATH` for a command: this checkout, and before it where this process was told to look,
+    as for another Detectron2."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
 
 
 def run_processes(function: Callable[[int, int], Any], world: int) -> list[Any]:

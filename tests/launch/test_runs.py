@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,12 +18,12 @@ from torch import multiprocessing as mp
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.engine import Trainer, argument_parser, main
-from crbp_d2.launch import ending_with_message, launch
+from crbp_d2.launch import ending_with_message, join, launch
 from crbp_d2.place import Place
 from tests.data.mixed_data import write_mixed
+from tests.distributed import ROOT, python_path
 from tests.modeling.conftest import CONFIGS
 
-ROOT = CONFIGS.parent
 TRAIN = str(ROOT / "tools" / "train_net.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # What a single machine's two tasks of srun have alike.
@@ -44,15 +45,10 @@ def start(folder: Path, *command: object, **environment: str) -> subprocess.Pope
         env={
             **os.environ,
             **{"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-            **{"PYTHONPATH": os.pathsep.join([*own_path(), str(ROOT)])},
+            "PYTHONPATH": python_path(),
             **environment,
         },
     )
-
-
-def own_path() -> list[str]:
-    """Where this process was told to look for packages, as for another Detectron2."""
-    return list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
 
 
 def end(*processes: subprocess.Popen[str]) -> list[str]:
@@ -175,7 +171,7 @@ def test_more_processes_than_gpus_are_refused():
 def test_the_error_of_the_process_that_fails_ends_all_and_is_told(tmp_path):
     program = str(Path(__file__).with_name("failing.py"))
     processes = [
-        start(tmp_path, program, "--num-gpus", 2, KIND="mistake"),
+        start(tmp_path, program, "--num-gpus", 2, "--dist-url", "auto", KIND="mistake"),
         start(tmp_path, *TORCHRUN, program, KIND="fault"),
     ]
     by_itself, by_torchrun = (process.communicate(timeout=200)[1] for process in processes)
@@ -183,6 +179,15 @@ def test_the_error_of_the_process_that_fails_ends_all_and_is_told(tmp_path):
     assert "\n3.jpg: not an image\n" in by_itself and "Traceback" not in by_itself
     cause = by_torchrun.split("Root Cause")[1]
     assert "rank      : 1" in cause and "KeyError: 'of rank 1'" in cause
+
+
+def test_an_address_where_nobody_can_meet_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigurationError, match=rf"rank 0 of 2 .* at {url} .*--dist-url"):
+            join(Place(0, 2, 0, 2, url), gpu=False)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError, register_panoptic, set_num_classes
 from crbp_d2.engine import Trainer, argument_parser, main
 from tests.data.shapes_data import registered_shapes
-from tests.distributed import run_processes
+from tests.distributed import python_path, run_processes
 from tests.modeling.conftest import CONFIGS
 
 ROOT = CONFIGS.parent
@@ -276,7 +276,7 @@ def test_real_images_train_and_losses_fall(load_config, monkeypatch, tmp_path):
         **os.environ,
         "DETECTRON2_DATASETS": str(SHARED),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": python_path(),
     }
     done = subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, check=False
