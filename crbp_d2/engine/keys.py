@@ -95,11 +95,8 @@ REFUSED = (
     ),
     Rule(
         "SOLVER.REFERENCE_WORLD_SIZE",
-        lambda cfg: (
-            cfg.SOLVER.REFERENCE_WORLD_SIZE < 0
-            or cfg.SOLVER.IMS_PER_BATCH % (cfg.SOLVER.REFERENCE_WORLD_SIZE or 1) != 0
-        ),
-        "SOLVER.IMS_PER_BATCH must be a multiple of it; 0 scales nothing",
+        lambda cfg: cfg.SOLVER.REFERENCE_WORLD_SIZE < 0,
+        "it is a number of processes, or 0 to scale nothing",
         training=True,
     ),
 )
@@ -254,11 +251,6 @@ def require_trainable(cfg: CfgNode, device: torch.device, processes: int) -> Non
         raise ConfigurationError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: each of {processes} processes has a device of "
             "its own; say cuda or cpu"
-        )
-    if cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise ConfigurationError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: {processes} processes share the "
-            "images of a batch; take a multiple of that"
         )
 
 

@@ -85,8 +85,6 @@ def prepare(cfg: CfgNode, *, eval_only: bool, world_size: int | None = None) -> 
             share a batch evenly.
         DatasetError: a data set is not registered, or can't be used.
     """
-    if not eval_only:
-        require_even_batches(cfg, world_size or comm.get_world_size())
     require_device(cfg.MODEL.DEVICE)
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("no GPU is available: running on the CPU")
@@ -98,6 +96,8 @@ def prepare(cfg: CfgNode, *, eval_only: bool, world_size: int | None = None) -> 
     if cfg.CRBP.DATASETS_FILE:
         register_from_file(cfg.CRBP.DATASETS_FILE)
     check_keys(cfg, eval_only=eval_only)
+    if not eval_only:
+        require_even_batches(cfg, world_size or comm.get_world_size())
     names = []
     for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
