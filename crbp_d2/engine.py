@@ -54,7 +54,7 @@ from crbp_d2.evaluation.pictures import write_pictures
 
 logger = logging.getLogger(__name__)
 
-# PyTorch is about to call it otherwise.
+# Newer releases of PyTorch warn of the older name.
 _BUFFERS = "forward_sync_buffers"
 if _BUFFERS not in inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters:
     _BUFFERS = "broadcast_buffers"
