@@ -54,6 +54,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["crbp_d2", "crbp_d2.*"]),
     package_data={
+        "crbp_d2": ["py.typed"],
         "crbp_d2.analysis.page": ["*.css", "*.html", "*.js"],
         "crbp_d2.analysis.published": ["*.csv", "*.md"],
     },

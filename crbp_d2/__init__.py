@@ -2,7 +2,7 @@
 
 from crbp_d2.quiet import silence
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Before the packages that warn are imported.
 silence()

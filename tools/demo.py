@@ -100,7 +100,7 @@ def draw_panoptic(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
     """Pictures of panoptic models."""
     if arguments.steps is not None:
         raise ConfigurationError(
-            "--steps is for contour models; of a panoptic model set CRBP.TEST_STEPS"
+            "--steps is for contour models; of a panoptic model set CRBP.SOLVER.TEST_STEPS"
         )
     truth = panoptic_truth(runs[0])
     if not paths and truth is None:
@@ -115,7 +115,7 @@ def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
     """Pictures and numbers of contour models."""
     last = arguments.steps
     if last is None:
-        last = 2 * max(run.cfg.CRBP.STEPS for run in runs)
+        last = 2 * max(run.cfg.CRBP.SOLVER.STEPS for run in runs)
     samples = [ContourSample(path) for path in paths]
     samples = samples or contour_samples(runs[0], arguments.count)
     outputs = output_names([sample.path for sample in samples], arguments.output)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What it saves, and costs, to stop the images or RoIs that have settled (CRBP.TEST_TOLERANCE).
+"""What it saves, and costs, to stop the images or RoIs that have settled.
 
-Every tolerance takes its turn on every batch. Prints a Markdown table of steps, time and scores and
-writes it to early_stopping.md in the run's folder.
+They stop at CRBP.SOLVER.TEST_TOLERANCE. Every tolerance takes its turn on every batch. Prints a
+Markdown table of steps, time and scores and writes it to early_stopping.md in the run's folder.
 
 examples:
   tools/early_stopping.py outputs/shapes_crbp

@@ -99,7 +99,7 @@ def main() -> None:
     output = Path(cfg.OUTPUT_DIR)
     found, lines = {}, []
     try:
-        steps = parse_steps(arguments.steps, cfg.CRBP.STEPS)
+        steps = parse_steps(arguments.steps, cfg.CRBP.SOLVER.STEPS)
         model = load_model(cfg, resume=arguments.resume).eval()
         find_recurrence(model)
         for name in cfg.DATASETS.TEST:
@@ -122,8 +122,8 @@ def main() -> None:
         sys.exit(f"\n{error}")
     except ValueError as error:
         parser.error(str(error))
-    write_csv(output / "steps.csv", found, cfg.CRBP.STEPS)
-    runs = {arguments.label: (found, cfg.CRBP.STEPS), **others}
+    write_csv(output / "steps.csv", found, cfg.CRBP.SOLVER.STEPS)
+    runs = {arguments.label: (found, cfg.CRBP.SOLVER.STEPS), **others}
     write_figure(output / "steps", curves_of(runs), published)
     names = list(next(iter(found.values()))[0].scores)
     rows = [

@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12, help="the first of it (default: 12)")
     parser.add_argument(
         "--steps",
-        help="such as 1-30, or N/2,N,2N, where N is the largest CRBP.STEPS of the runs (default: "
-        "all from 1 to 2N)",
+        help="such as 1-30, or N/2,N,2N, where N is the largest CRBP.SOLVER.STEPS of the runs "
+        "(default: all from 1 to 2N)",
     )
     parser.add_argument(
         "--megabytes", type=float, default=20, help="the most the page may take (default: 20)"
@@ -41,7 +41,7 @@ def main() -> None:
     try:
         runs = load_runs(arguments.runs, arguments.dataset)
         data_set = shared_data_set(runs)
-        trained = max(run.cfg.CRBP.STEPS for run in runs)
+        trained = max(run.cfg.CRBP.SOLVER.STEPS for run in runs)
         steps = parse_steps(arguments.steps or f"1-{2 * trained}", trained)
         written = write_page(
             runs,

@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         run = load_run(arguments.run, data_set=arguments.dataset)
-        trained = run.cfg.CRBP.STEPS
+        trained = run.cfg.CRBP.SOLVER.STEPS
         name = run.data_set
         loader = scoring_batches(run.cfg, name, arguments.batch_size)
         dynamics = measure_dynamics(
@@ -44,7 +44,7 @@ def main() -> None:
             tqdm(islice(loader, arguments.samples), "dynamics"),
             trained_steps=trained,
             samples=arguments.samples,
-            bound=run.cfg.CRBP.LCP_BOUND,
+            bound=run.cfg.CRBP.PENALTY.LCP.BOUND,
         )
         steps = [trained, 2 * trained, 4 * trained]
         found = evaluate_steps(run.model, tqdm(loader, "scores"), steps, step_evaluators(name))

@@ -41,7 +41,7 @@ def main() -> None:
         require_different_labels([split_label(text)[0] for text in arguments.runs])
         for text in arguments.runs:
             run = load_run(text, data_set=arguments.dataset)
-            trained = run.cfg.CRBP.STEPS
+            trained = run.cfg.CRBP.SOLVER.STEPS
             loader = scoring_batches(run.cfg, run.data_set, arguments.batch_size)
             states = collect_states(
                 run.model,

@@ -16,18 +16,17 @@ from crbp_d2.analysis.observed import observe_circuit
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.runs import Run
 from crbp_d2.analysis.timing import seconds_of
-from crbp_d2.core import ConfigurationError, Recurrence
-from crbp_d2.core.state import to_parts
+from crbp_d2.core import ConfigurationError, Recurrence, build_recurrence, to_parts
 
 
 @dataclass(frozen=True)
 class Contender:
-    """An algorithm with its options, as `Recurrence` takes them.
+    """An algorithm with its options, as `build_recurrence` takes them.
 
     Attributes:
         label: for the table.
-        algorithm: see `Recurrence`.
-        options: of the estimator, and others of `Recurrence`.
+        algorithm: see `build_recurrence`.
+        options: further arguments of it.
         least_steps: fewest steps it can run.
         steps: `T` for its gradient and time, where it is to have its own.
     """
@@ -40,34 +39,43 @@ class Contender:
 
     def recurrence(self, cell: nn.Module, steps: int) -> Recurrence:
         """The algorithm on a cell."""
-        return Recurrence(cell, algorithm=self.algorithm, steps=steps, **self.options)
+        return build_recurrence(self.algorithm, cell, steps=steps, **self.options)
 
 
-ANDERSON_ADJOINT: dict[str, Any] = {"neumann_terms": 7, "acceleration": "anderson"}
+NEUMANN: dict[str, Any] = {"terms": 15}
+LOWERED: dict[str, Any] = {"solver": {"precision": "bf16"}}
+
+
+def anderson(terms: int, **options: Any) -> dict[str, Any]:
+    """An adjoint by Anderson acceleration with so many products."""
+    return {"name": "anderson", "terms": terms, **options}
+
 
 CONTENDERS = (
     Contender("bptt", "bptt"),
-    Contender("bptt, checkpointed", "bptt", {"checkpointed": True}),
+    Contender("bptt, checkpointed", "bptt", {"adjoint": {"checkpointed": True}}),
     Contender("bptt+lcp", "bptt+lcp"),
-    Contender("tbptt, 3 steps", "tbptt", {"length": 3}, least_steps=3),
+    Contender("tbptt, 3 steps", "tbptt", {"adjoint": {"length": 3}}, least_steps=3),
     Contender("jfb", "jfb"),
-    Contender("rbp, 15 terms", "rbp", {"neumann_terms": 15}),
-    Contender("rbp, 15 terms, norm cap 1", "rbp", {"neumann_terms": 15, "norm_cap": 1.0}),
-    Contender("crbp, 15 terms", "crbp", {"neumann_terms": 15}),
-    Contender("rbp, 15 terms, bf16", "rbp", {"neumann_terms": 15, "solve_precision": "bf16"}),
-    Contender("rbp, Anderson adjoint 20/7", "rbp", ANDERSON_ADJOINT),
+    Contender("rbp, 15 terms", "rbp", {"adjoint": NEUMANN}),
+    Contender("rbp, 15 terms, norm cap 1", "rbp", {"adjoint": NEUMANN | {"norm_cap": 1.0}}),
+    Contender("crbp, 15 terms", "crbp", {"adjoint": NEUMANN}),
+    Contender("rbp, 15 terms, bf16", "rbp", LOWERED | {"adjoint": NEUMANN | {"precision": "bf16"}}),
+    Contender("rbp, Anderson adjoint 20/7", "rbp", {"adjoint": anderson(7)}),
     Contender(
-        "rbp, Anderson adjoint 20/7, bf16", "rbp", ANDERSON_ADJOINT | {"solve_precision": "bf16"}
+        "rbp, Anderson adjoint 20/7, bf16",
+        "rbp",
+        LOWERED | {"adjoint": anderson(7, precision="bf16")},
     ),
-    Contender("rbp, Anderson adjoint 20/10", "rbp", ANDERSON_ADJOINT | {"neumann_terms": 10}),
+    Contender("rbp, Anderson adjoint 20/10", "rbp", {"adjoint": anderson(10)}),
     Contender(
         "rbp, Anderson 12/7",
         "rbp",
-        ANDERSON_ADJOINT | {"forward_acceleration": "anderson"},
+        {"solver": {"name": "anderson"}, "adjoint": anderson(7)},
         steps=12,
     ),
-    Contender("phantom, 5 steps of 0.5", "phantom", {"length": 5}, least_steps=5),
-    Contender("implicit", "implicit", {"adjoint_tolerance": 1e-4}),
+    Contender("phantom, 5 steps of 0.5", "phantom", {"adjoint": {"length": 5}}, least_steps=5),
+    Contender("implicit", "implicit", {"adjoint": {"tolerance": 1e-4}}),
 )
 
 
@@ -123,7 +131,7 @@ def compare(
     """
     weights = torch.randn_like(drive)
     progress("exact gradient")
-    reference = Recurrence(cell, algorithm="implicit", steps=exact_steps, adjoint_tolerance=1e-6)
+    reference = build_recurrence("implicit", cell, steps=exact_steps, adjoint={"tolerance": 1e-6})
     exact, residual = gradient(reference, drive, weights)
     times: dict[str, list[float]] = {contender.label: [] for contender in contenders}
     unit = Contender("unit", "bptt").recurrence(cell, 1)

@@ -105,7 +105,7 @@ def load_predictors(
     cfg = runs[0].cfg
     other_config, other_weights = compared
     same_data = [
-        *("DATASETS.TEST", cfg.DATASETS.TEST, "CRBP.DATASETS_FILE", cfg.CRBP.DATASETS_FILE),
+        *("DATASETS.TEST", cfg.DATASETS.TEST, "DATASETS.FILE", cfg.DATASETS.FILE),
         *("MODEL.DEVICE", cfg.MODEL.DEVICE, "MODEL.WEIGHTS", other_weights),
     ]
     runs.append(load_predictor(other_config, same_data, second, needs_data=needs_data))

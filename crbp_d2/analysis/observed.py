@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crbp_d2.analysis.outputs import Batch, change_since, find_recurrence
-from crbp_d2.core.circuit import Circuit
-from crbp_d2.core.state import Parts, initial_state, rows
+from crbp_d2.core import Circuit, Parts, flatten
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Observed:
 def observe_circuit(model: Any, batch: Batch, at: Sequence[int]) -> Observed:
     """Run a model, its circuit up to the last of some steps, and watch the circuit.
 
-    Samples don't stop where `CRBP.TEST_TOLERANCE` would have them: a circuit that is not run does
-    not move, which says nothing of it.
+    Samples don't stop where `CRBP.SOLVER.TEST_TOLERANCE` would have them: a circuit that is not run
+    does not move, which says nothing of it.
 
     Args:
         model: with one recurrence, in evaluation mode.
@@ -62,7 +61,7 @@ def observe_circuit(model: Any, batch: Batch, at: Sequence[int]) -> Observed:
         nonlocal previous
         changes.append(change_since(previous, parts).cpu())
         first = parts[0]
-        pooled.append((first.mean(dim=(2, 3)) if first.dim() == 4 else rows(first)).cpu())
+        pooled.append((first.mean(dim=(2, 3)) if first.dim() == 4 else flatten(first)).cpu())
         if step in at:
             states[step] = parts
         previous = parts
@@ -76,18 +75,18 @@ def observe_circuit(model: Any, batch: Batch, at: Sequence[int]) -> Observed:
     handles = [recurrence.register_forward_pre_hook(enter)]
     if hasattr(model, "roi_heads"):
         handles.append(model.roi_heads.mask_head.register_forward_pre_hook(enter_head))
-    usual = recurrence.test_tolerance
+    usual = recurrence.solver
     recurrence.set_test_tolerance(None)
     try:
         with torch.no_grad(), recurrence.observing(observe, steps=max(at)):
             model(batch)
     finally:
-        recurrence.set_test_tolerance(usual)
+        recurrence.solver = usual
         for handle in handles:
             handle.remove()
     drive = entered["drive"]
     return Observed(
-        circuit=Circuit(recurrence.cell, drive, initial_state(recurrence.cell, drive)),
+        circuit=recurrence.circuit(drive),
         states=states,
         changes=torch.stack(changes),
         pooled=torch.stack(pooled),

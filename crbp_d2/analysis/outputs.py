@@ -18,9 +18,7 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from crbp_d2.core import ConfigurationError, Recurrence
-from crbp_d2.core.diagnostics import relative_residual
-from crbp_d2.core.state import Parts
+from crbp_d2.core import ConfigurationError, Parts, PlainSteps, Recurrence, relative_residual
 
 Batch = list[dict[str, Any]]
 Output = dict[str, Any]
@@ -97,10 +95,11 @@ def runs_agree(recurrence: Recurrence) -> bool:
     Not where only the last steps keep their precision, or where samples stop once they have settled
     (all take a last step), and not for sure where a solver chooses the states.
     """
+    solver = recurrence.solver
     return (
-        recurrence.solve_precision == "full"
-        and recurrence.test_tolerance is None
-        and recurrence.estimator.plain_steps
+        isinstance(solver, PlainSteps)
+        and solver.precision == "full"
+        and solver.test_tolerance is None
     )
 
 

@@ -26,26 +26,29 @@ CONTENDERS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "bptt": (BPTT, ()),
     "bptt+lcp": (BPTT, ("CRBP.ALGORITHM", "bptt+lcp")),
     "tbptt": (BPTT, ("CRBP.ALGORITHM", "tbptt")),
-    "bptt, loss on every step": (BPTT, ("CRBP.LOSS_ON_EVERY_STEP", True)),
+    "bptt, loss on every step": (BPTT, ("CRBP.LOSS.EVERY_STEP", True)),
     "crbp": (CRBP, ()),
     "rbp": (CRBP, ("CRBP.ALGORITHM", "rbp")),
     "jfb": (CRBP, ("CRBP.ALGORITHM", "jfb")),
-    "phantom": (CRBP, ("CRBP.ALGORITHM", "phantom", "CRBP.BACKWARD_STEPS", 5)),
+    "phantom": (CRBP, ("CRBP.ALGORITHM", "phantom", "CRBP.ADJOINT.LENGTH", 5)),
     "implicit": (
         CRBP,
         (
-            *("CRBP.ALGORITHM", "implicit", "CRBP.ADJOINT_TOLERANCE", 0.01),
-            *("CRBP.KRYLOV_SIZE", 20, "CRBP.KRYLOV_RESTARTS", 1),
+            *("CRBP.ALGORITHM", "implicit", "CRBP.ADJOINT.TOLERANCE", 0.01),
+            *("CRBP.ADJOINT.KRYLOV_SIZE", 20, "CRBP.ADJOINT.RESTARTS", 1),
         ),
     ),
-    "crbp, fixed steps": (CRBP, ("CRBP.STEPS_SPREAD", 0)),
+    "crbp, fixed steps": (CRBP, ("CRBP.SOLVER.SPREAD", 0)),
     "contracting": (CONTRACTING, ()),
-    "contracting, fixed steps": (CONTRACTING, ("CRBP.STEPS_SPREAD", 0)),
-    "contracting, no early loss": (CONTRACTING, ("CRBP.EARLY_LOSS_WEIGHT", 0.0)),
-    "contracting, slower gates": (CONTRACTING, ("CRBP.CHRONO_STEPS", 0)),
+    "contracting, fixed steps": (CONTRACTING, ("CRBP.SOLVER.SPREAD", 0)),
+    "contracting, no early loss": (CONTRACTING, ("CRBP.LOSS.EARLY_WEIGHT", 0.0)),
+    "contracting, slower gates": (CONTRACTING, ("CRBP.CELL.CHRONO_STEPS", None)),
     "contracting, LCP for spectral": (
         CONTRACTING,
-        ("CRBP.SPECTRAL_WEIGHT", 0.0, "CRBP.LCP_WEIGHT", 50.0, "CRBP.LCP_TWO_SIDED", True),
+        (
+            *("CRBP.PENALTY.SPECTRAL.WEIGHT", 0.0, "CRBP.PENALTY.LCP.WEIGHT", 50.0),
+            *("CRBP.PENALTY.LCP.TWO_SIDED", True),
+        ),
     ),
     "feed-forward": ("quick/pathfinder_feedforward.yaml", ()),
 }
@@ -96,7 +99,7 @@ def train_one(configs: Path, label: str, seed: int, folder: Path) -> Outcome:
     minutes = (time.process_time() - begin) / 60
     model = trainer.model.eval()
     loader = scoring_batches(cfg, "pathfinder_tiny_val")
-    outcome = Outcome(label, seed, minutes, *measure(model, loader, cfg.CRBP.STEPS))
+    outcome = Outcome(label, seed, minutes, *measure(model, loader, cfg.CRBP.SOLVER.STEPS))
     write_json(result, asdict(outcome))
     return outcome
 

@@ -17,11 +17,18 @@ from torch import Tensor, nn
 from crbp_d2.analysis.figures import COLOURS, new_figure, save_figure, styled
 from crbp_d2.analysis.observed import Observed, observe_circuit
 from crbp_d2.analysis.outputs import Batch, find_recurrence
-from crbp_d2.core import LipschitzCoefficientPenalty, spectral_radius
-from crbp_d2.core.circuit import Circuit
-from crbp_d2.core.diagnostics import relative_residual
-from crbp_d2.core.forward import relax
-from crbp_d2.core.state import Parts, as_leaves, from_parts, rows, select_samples
+from crbp_d2.core import (
+    Circuit,
+    LipschitzCoefficientPenalty,
+    Parts,
+    PlainSteps,
+    as_leaves,
+    flatten,
+    from_parts,
+    relative_residual,
+    spectral_radius,
+)
+from crbp_d2.core.state import select_samples
 from crbp_d2.data.storage import write_json
 
 SETTLED = 0.01
@@ -91,7 +98,7 @@ def measure_dynamics(
         with torch.enable_grad():
             value = penalty(before, circuit(before)).detach()
         parts["lcp"].append(value.expand(len(chosen)))
-        other, _ = relax(circuit, _shuffled(at_trained), last)
+        other = PlainSteps()(circuit, _shuffled(at_trained), last).state
         parts["agreement"].append(_agreement(model, seen, chosen, at_last, other))
         parts["distance"].append(relative_residual(at_last, other))
         if found >= samples:
@@ -216,7 +223,7 @@ def _shuffled(parts: Parts) -> Parts:
     """Every sample's (of maps: every channel's) values in random places."""
 
     def shuffle(part: Tensor) -> Tensor:
-        flat = part.flatten(start_dim=2) if part.dim() > 2 else rows(part)
+        flat = part.flatten(start_dim=2) if part.dim() > 2 else flatten(part)
         order = torch.rand_like(flat, dtype=torch.float32).argsort(dim=-1)
         return flat.gather(-1, order).reshape(part.shape)
 
@@ -228,8 +235,8 @@ def _agreement(model: Any, seen: Observed, chosen: Tensor, one: Parts, other: Pa
     with torch.no_grad():
         classes = None if seen.classes is None else seen.classes[chosen]
         masks = [_mask(head.read_out(parts), classes) for parts in (one, other)]
-    both = rows(masks[0] & masks[1]).sum(dim=1)
-    either = rows(masks[0] | masks[1]).sum(dim=1)
+    both = flatten(masks[0] & masks[1]).sum(dim=1)
+    either = flatten(masks[0] | masks[1]).sum(dim=1)
     return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both / 1))
 
 

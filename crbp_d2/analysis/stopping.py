@@ -22,7 +22,7 @@ class Stopped:
     """One tolerance.
 
     Attributes:
-        tolerance: `CRBP.TEST_TOLERANCE`; 0 runs all steps.
+        tolerance: `CRBP.SOLVER.TEST_TOLERANCE`; 0 runs all steps.
         scores: see `crbp_d2.analysis.steps.StepScores`.
         steps: mean over the images of a contour model, or the RoIs of a mask head; NaN without any.
         ratios: of the time of each batch to that of all steps.
@@ -59,7 +59,7 @@ def evaluate_tolerances(
         ValueError: no image was given.
     """
     recurrence = find_recurrence(model)
-    usual = recurrence.test_tolerance
+    usual = recurrence.solver
     wanted = list(dict.fromkeys([0.0, *tolerances]))
     for tolerance in wanted[1:]:
         # Refused here if it can't work, and not after the first batch.
@@ -87,7 +87,7 @@ def evaluate_tolerances(
                 of_each[current].process(batch, outputs)
     finally:
         handle.remove()
-        recurrence.set_test_tolerance(usual)
+        recurrence.solver = usual
     if not seconds[0.0]:
         raise ValueError("no image was given: the data set is empty")
     return [

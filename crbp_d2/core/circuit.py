@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from crbp_d2.core.errors import CellError
 from crbp_d2.core.state import Drive, Parts, State, from_parts, to_parts, where_samples
@@ -24,8 +25,10 @@ class Circuit:
         cell: called as `cell(drive, state)`.
         drive: static input `x`, a tensor or a sequence of tensors, samples first.
         template: a state whose structure (tensor or tuple) the cell expects.
-        unrecorded_cell: the same map for steps that no gradient goes through, for example a
-            compiled copy.
+        training: whether something is learned: solvers may have other tolerances then.
+        compiled: the same map for steps that no gradient goes through; `None` for the cell itself.
+        weights: that stand in for the cell's parameters of these names in recorded steps; `None`
+            for its own.
 
     Raises:
         CellError: at a call, if the cell returns something else than a state of the same shapes and
@@ -34,44 +37,64 @@ class Circuit:
 
     def __init__(
         self,
-        cell: Cell,
+        cell: nn.Module,
         drive: Drive,
         template: State,
         *,
-        unrecorded_cell: Cell | None = None,
+        training: bool = False,
+        compiled: Cell | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.cell = cell
         self.drive = drive
         self.template = template
-        self.unrecorded_cell = cell if unrecorded_cell is None else unrecorded_cell
+        self.training = training
+        self.compiled = compiled
+        self.weights = weights
+
+    @property
+    def drives(self) -> Parts:
+        """The drive as parts."""
+        return to_parts(self.drive)
 
     def __call__(self, parts: Parts) -> Parts:
         """One step, `(N, ...) -> (N, ...)` for every part; recorded if gradients are enabled."""
-        return self._apply(self.cell, parts)
+        inputs = (self.drive, from_parts(parts, self.template))
+        if self.weights is None:
+            return self._checked(self.cell(*inputs), parts)
+        return self._checked(functional_call(self.cell, dict(self.weights), inputs), parts)
 
     def advance(self, parts: Parts) -> Parts:
         """One step without recording a graph."""
+        cell = self.cell if self.compiled is None else self.compiled
         with torch.no_grad():
-            return self._apply(self.unrecorded_cell, parts)
+            return self._checked(cell(self.drive, from_parts(parts, self.template)), parts)
 
-    def select(self, index: Tensor) -> Circuit:
+    def keeping_weights(self) -> Circuit:
+        """The circuit with the weights that the cell has now, for a step that is to be computed
+        again later; they get no gradient."""
+        weights = {name: weight.detach() for name, weight in self.cell.named_parameters()}
+        return Circuit(self.cell, self.drive, self.template, weights=self.weights or weights)
+
+    def select(self, samples: Tensor | slice) -> Circuit:
         """The circuit of some of the samples only."""
-        return self._with_drive(lambda x: x[index])
+        return self._with_drive(lambda x: x[samples])
 
     def where(self, condition: Tensor) -> Circuit:
         """The circuit with a drive of zeros where `condition: (N,) bool` is false."""
         return self._with_drive(lambda x: where_samples(condition, (x,))[0])
 
     def _with_drive(self, change: Callable[[Tensor], Tensor]) -> Circuit:
-        drive: Drive
-        if isinstance(self.drive, Tensor):
-            drive = change(self.drive)
-        else:
-            drive = tuple(change(x) for x in self.drive)
-        return Circuit(self.cell, drive, self.template, unrecorded_cell=self.unrecorded_cell)
+        return Circuit(
+            self.cell,
+            from_parts(tuple(change(x) for x in self.drives), self.drive),
+            self.template,
+            training=self.training,
+            compiled=self.compiled,
+            weights=self.weights,
+        )
 
-    def _apply(self, cell: Cell, parts: Parts) -> Parts:
-        returned = cell(self.drive, from_parts(parts, self.template))
+    def _checked(self, returned: object, parts: Parts) -> Parts:
         name = type(self.cell).__name__
         if isinstance(returned, Tensor) != isinstance(self.template, Tensor) or not isinstance(
             returned, Tensor | Sequence
@@ -80,18 +103,18 @@ class Circuit:
                 f"{name} got a state that is {_structure(self.template)} and returned "
                 f"{_structure(returned)}; it must return the next state in the same form"
             )
-        following = to_parts(returned)
+        following: Parts = to_parts(returned)
         if len(following) != len(parts):
             raise CellError(
                 f"{name} got a state of {len(parts)} tensors and returned {len(following)}"
             )
         return tuple(
-            _checked(name, i, old, new)
+            _checked_part(name, i, old, new)
             for i, (old, new) in enumerate(zip(parts, following, strict=True))
         )
 
 
-def _checked(cell_name: str, position: int, old: Tensor, new: Tensor) -> Tensor:
+def _checked_part(cell_name: str, position: int, old: Tensor, new: Tensor) -> Tensor:
     if new.shape != old.shape:
         raise CellError(
             f"{cell_name} must keep the shape of its state: tensor {position} went in as "

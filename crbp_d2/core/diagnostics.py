@@ -34,14 +34,12 @@ class AdjointReport:
         diverged: True where a term grew (or was not finite) and the series was cut there, or where
             the residual of `anderson_adjoint` did not fall.
         residual: `|g0 + J^T g - g| / |g0|` of the solution where the solver knows it, else `None`.
-        skipped: number of samples whose gradient was not finite and was set to zero.
     """
 
     terms: Tensor | None = None
     contraction_ratio: Tensor | None = None
     diverged: Tensor | None = None
     residual: Tensor | None = None
-    skipped: Tensor | None = None
 
 
 @dataclass
@@ -53,15 +51,25 @@ class Diagnostics:
         steps: `(N,)` applications of `F` that each sample took.
         residual: `(N,)` `|F(h) - h| / |F(h)|` at the last step.
         penalties: unweighted value of every penalty by its name, 0-dimensional.
-        skipped_samples: samples left out because their state was not finite.
+        skipped: `(N,) bool`, samples left out because their state or, in the backward pass, their
+            gradient was not finite; `None` for none.
         adjoint: report of the backward pass, empty until `backward()` has run.
     """
 
     steps: Tensor
     residual: Tensor
     penalties: dict[str, Tensor] = field(default_factory=dict)
-    skipped_samples: int = 0
+    skipped: Tensor | None = None
     adjoint: AdjointReport = field(default_factory=AdjointReport)
+
+    @property
+    def skipped_samples(self) -> int:
+        """How many samples were left out."""
+        return 0 if self.skipped is None else int(self.skipped.sum())
+
+    def skip(self, samples: Tensor) -> None:
+        """Add samples, `(N,) bool`, to those that are left out."""
+        self.skipped = samples if self.skipped is None else self.skipped | samples
 
     def scalars(self) -> dict[str, float]:
         """Means over the samples as plain floats, what a logger wants (one transfer from a GPU).
@@ -89,11 +97,8 @@ class Diagnostics:
                 for name, value in zip(present, stacked.tolist(), strict=True)
                 if not math.isnan(value)
             }
-        skipped = self.skipped_samples + (
-            int(adjoint.skipped) if adjoint.skipped is not None else 0
-        )
-        if skipped:
-            values["skipped_samples"] = float(skipped)
+        if self.skipped is not None:
+            values["skipped_samples"] = float(self.skipped_samples)
         return values
 
 

@@ -1,4 +1,4 @@
-"""Non-finite states and gradients: named, never silent."""
+"""Non-finite drives, states and gradients: named, never silent."""
 
 from __future__ import annotations
 
@@ -6,21 +6,42 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import Diagnostics, relative_residual
-from crbp_d2.core.errors import NonFiniteError
-from crbp_d2.core.state import Parts, rows, where_samples
+from crbp_d2.core.errors import ConfigurationError, NonFiniteError, choices
+from crbp_d2.core.state import Parts, flatten, sample_norm, where_samples
 
 POLICIES = ("raise", "skip")
+
+
+def require_policy(policy: str) -> str:
+    """The policy for non-finite states and gradients, `raise` or `skip`.
+
+    Raises:
+        ConfigurationError: it isn't.
+    """
+    if policy not in POLICIES:
+        raise ConfigurationError(
+            f"on_nonfinite is {policy!r}; choose from {choices(POLICIES)}", option="on_nonfinite"
+        )
+    return policy
 
 
 def finite_samples(parts: Parts) -> Tensor:
     """`(N,) bool`: which samples are finite in all their parts."""
     # A sum of squares overflows for finite elements above 1e19, so ask the elements.
-    finite = [rows(torch.isfinite(part.detach())).all(dim=1) for part in parts]
+    finite = [flatten(torch.isfinite(part.detach())).all(dim=1) for part in parts]
     return torch.stack(finite).all(dim=0)
+
+
+def moderate_samples(drives: Parts) -> Tensor:
+    """`(N,) bool`: the samples whose squares and their sum are finite, in float32 up to some 1e19.
+
+    A cell may well make a finite state of a larger drive; but gradients are products of two such
+    numbers.
+    """
+    return torch.isfinite(sample_norm(drives))
 
 
 def explain_non_finite(circuit: Circuit, start: Parts, steps: int) -> NonFiniteError:
@@ -44,6 +65,12 @@ def explain_non_finite(circuit: Circuit, start: Parts, steps: int) -> NonFiniteE
         doubled = tuple(tuple(p.double() for p in parts) for parts in (following, state))
         residual = float(relative_residual(*doubled).max())
         state = following
+    moderate = moderate_samples(circuit.drives)
+    if not bool(moderate.all()):
+        return NonFiniteError(
+            f"the drive is too large to be squared in {int((~moderate).sum())} of {len(moderate)} "
+            "samples, so that gradients would overflow. Look at the layers before the recurrence"
+        )
     return NonFiniteError(
         f"the state is not finite in a step that gradients go through, of {steps}"
     )
@@ -66,12 +93,9 @@ class GradientGuard(torch.autograd.Function):
         return tuple(part.detach() for part in parts)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.scaled:
-            return (None, None, *incoming)
         finite = finite_samples(incoming)
-        if bool(finite.all()):
+        if ctx.scaled or bool(finite.all()):
             return (None, None, *incoming)
         diagnostics: Diagnostics = ctx.diagnostics
         if ctx.policy == "raise":
@@ -82,7 +106,11 @@ class GradientGuard(torch.autograd.Function):
                 f"forward pass was {float(residual):.3g}). Look at the loss and the layers "
                 "after the recurrence"
             )
-        earlier = diagnostics.adjoint.skipped
-        skipped = (~finite).sum()
-        diagnostics.adjoint.skipped = skipped if earlier is None else earlier + skipped
-        return (None, None, *where_samples(finite, tuple(incoming)))
+        diagnostics.skip(~finite)
+        return (None, None, *where_samples(finite, incoming))
+
+
+def guarded(policy: str, diagnostics: Diagnostics, parts: Parts) -> Parts:
+    """`parts` themselves, whose gradient is looked at."""
+    found: Parts = GradientGuard.apply(policy, diagnostics, *parts)
+    return found

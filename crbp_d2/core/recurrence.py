@@ -1,39 +1,40 @@
-"""`Recurrence`: a cell, a number of steps and a learning algorithm as one module."""
+"""`Recurrence`: a cell, a solver, an adjoint and penalties as one module."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from crbp_d2.core import checks
-from crbp_d2.core.cells.parts import statistics_kept
-from crbp_d2.core.chunks import (
-    chunks_of,
-    cut,
-    record_in_chunks,
-    refuse_coupled_chunks,
-    require_chunks,
-    run_in_chunks,
+from crbp_d2.core.adjoints.base import Adjoint, Recorded
+from crbp_d2.core.adjoints.neumann import Neumann
+from crbp_d2.core.checks import (
+    check_dependence,
+    refuse_inference_tensors,
+    refuse_penalties,
+    refuse_transforms,
 )
 from crbp_d2.core.circuit import Cell, Circuit
-from crbp_d2.core.diagnostics import Diagnostics, relative_residual
-from crbp_d2.core.early import EarlyStep, require_early
-from crbp_d2.core.errors import NonFiniteError
-from crbp_d2.core.estimators import build_estimator, parse_algorithm
-from crbp_d2.core.forward import Observer
+from crbp_d2.core.diagnostics import AdjointReport, Diagnostics, relative_residual
+from crbp_d2.core.errors import ConfigurationError
 from crbp_d2.core.guard import (
-    GradientGuard,
     explain_non_finite,
     finite_samples,
+    guarded,
+    moderate_samples,
+    require_policy,
 )
-from crbp_d2.core.penalised import Share, penalise, shares_of
-from crbp_d2.core.penalties import LipschitzCoefficientPenalty, Penalty
-from crbp_d2.core.precision import lowers
+from crbp_d2.core.options import integer, switch
+from crbp_d2.core.penalties.base import Penalty
+from crbp_d2.core.penalties.sampling import Share, penalise
 from crbp_d2.core.result import RecurrenceResult
+from crbp_d2.core.solvers.base import Observer, Solver
+from crbp_d2.core.solvers.steps import PlainSteps
 from crbp_d2.core.state import (
     Drive,
     Parts,
@@ -43,19 +44,17 @@ from crbp_d2.core.state import (
     to_parts,
     where_samples,
 )
-from crbp_d2.core.unrolled import Estimator, Run, Unrolled
 
 
 class Recurrence(nn.Module):
-    """Runs `h_{t+1} = F(x, h_t)` and learns by the algorithm of your choice.
+    """Runs `h_{t+1} = F(x, h_t)`: a solver takes the steps that no gradient goes through, and an
+    adjoint the last ones. Any solver goes with any adjoint that leaves it steps to take.
 
-    `algorithm` is the name of an estimator (`bptt`, `tbptt`, `rbp`, `jfb`, `phantom`, `implicit`,
-    `deq`). `crbp` is `rbp` with the Lipschitz coefficient penalty; `+lcp` adds that penalty to any
-    other (`bptt+lcp` is the paper's C-BPTT).
-
-        recurrence = Recurrence(cell, algorithm="crbp", steps=20, neumann_terms=15)
+        recurrence = Recurrence(cell, steps=20, adjoint=Neumann(terms=15), penalties=[...])
         result = recurrence(x)
         loss = task_loss(readout(result.state)) + sum(result.penalties.values())
+
+    By the names of the learning algorithms: `build_recurrence("crbp", cell, steps=20)`.
 
     A graph is recorded when gradients are enabled and the drive, the start or a parameter of the
     cell requires them; otherwise the steps simply run. Penalties are computed in training mode
@@ -65,109 +64,97 @@ class Recurrence(nn.Module):
         cell: a module called as `cell(drive, state)`, which returns the next state in the same
             structure, shapes and types. It may have `initial_state(drive)`; the default start is
             zeros like the drive. Samples come first in every tensor.
-        algorithm: see above.
         steps: `T` in training, at least 1.
         test_steps: `T` outside training; `None` for the same. They may differ freely.
-        steps_spread: in training, draw the number of steps anew for each run, from
-            `steps - steps_spread` to `steps + steps_spread`, so that the answer is asked for at
-            each of them, and is to stay. Below `steps`.
-        tolerance: in training, stop each sample's unrecorded steps at this relative residual,
-            `steps` being the most it takes; `None` for a fixed number.
-        test_tolerance: the same outside training.
-        penalties: what to add to the loss. `None` takes the Lipschitz coefficient penalty with its
-            default values where the algorithm's name asks for it, and nothing elsewhere.
-        early_from: in training, draw one earlier step at random from those after this fraction of
-            all, of the fewest that `steps_spread` allows, and give its state in `early_states`,
-            with the gradient of that step: a loss on it makes the circuit answer early. `None` for
-            none.
+        spread: in training, draw the number of steps anew for each run, from `steps - spread` to
+            `steps + spread`, so that the answer is asked for at each of them, and is to stay. Below
+            `steps`.
+        solver: of the steps without gradients.
+        adjoint: of the gradient.
+        penalties: what to add to the loss.
         on_nonfinite: `raise` stops with the step and the residual; `skip` leaves the samples with
-            such a state or gradient out (their state and gradients are zero) and counts them in the
-            diagnostics.
-        compile_steps: run the unrecorded steps through `torch.compile`. Recorded steps stay
+            such a drive, state or gradient out (their state and gradients are zero) and counts them
+            in the diagnostics.
+        compile_steps: run the steps without gradients through `torch.compile`. Recorded steps stay
             uncompiled, as PyTorch has no double backward through compiled code, which the penalties
             need.
-        solve_precision: `full`, or `bf16`: the steps before the last three and the Neumann series
-            in bfloat16. The last three steps and the penalties keep their precision. It lowers
-            float32 outside autocast and leaves everything else alone. Not for `bptt`, `implicit`
-            and `deq`.
-        chunk_samples: compute at most this many samples at a time, so that memory does not grow
-            with the batch but for its drives and states; costs one more step. For `rbp`, `crbp`,
-            `jfb` and `implicit`, without `norm_cap`. A run that is observed is not cut. `None` for
-            all at once.
-        options: options of the estimator, such as `neumann_terms`.
 
     Raises:
-        ConfigurationError: an unknown name or option, or a combination that can't work.
+        ConfigurationError: an impossible value, or a combination that can't work.
     """
 
     def __init__(
         self,
         cell: nn.Module,
         *,
-        algorithm: str = "crbp",
         steps: int = 20,
         test_steps: int | None = None,
-        steps_spread: int = 0,
-        tolerance: float | None = None,
-        test_tolerance: float | None = None,
-        penalties: Sequence[Penalty] | None = None,
-        early_from: float | None = None,
+        spread: int = 0,
+        solver: Solver | None = None,
+        adjoint: Adjoint | None = None,
+        penalties: Sequence[Penalty] = (),
         on_nonfinite: str = "raise",
         compile_steps: bool = False,
-        solve_precision: str = "full",
-        chunk_samples: int | None = None,
-        **options: Any,
     ) -> None:
         super().__init__()
-        name, penalised = parse_algorithm(algorithm)
         self.cell = cell
-        self.algorithm = algorithm
-        self.estimator: Estimator = build_estimator(name, **options)
-        self.steps = steps
-        self.test_steps = steps if test_steps is None else test_steps
-        self.steps_spread = steps_spread
-        self.tolerance = tolerance
-        self.early_from = early_from
-        self.on_nonfinite = on_nonfinite
-        self.solve_precision = solve_precision
-        self.chunk_samples = chunk_samples
-        if penalties is None:
-            penalties = (LipschitzCoefficientPenalty(),) if penalised else ()
+        self.steps = integer("steps", steps, 1)
+        self.test_steps = self.steps if test_steps is None else integer("test_steps", test_steps, 1)
+        self.spread = integer("spread", spread, 0)
+        if self.spread >= self.steps:
+            raise ConfigurationError(
+                f"spread must be below steps, got {spread} with {steps} steps; 0 is fixed",
+                option="spread",
+            )
+        self.solver: Solver = PlainSteps() if solver is None else solver
+        self.adjoint: Adjoint = Neumann() if adjoint is None else adjoint
         self.penalties = tuple(penalties)
-        checks.require_step(self.steps)
-        checks.require_step(self.test_steps, "test_steps")
-        checks.require_spread(steps_spread, steps)
-        checks.require_tolerance("tolerance", tolerance)
-        self.estimator.check(self._fewest_steps, tolerance)
-        self.set_test_tolerance(test_tolerance)
-        checks.require_solve_precision(solve_precision, algorithm, self.estimator)
-        if tolerance is not None:
-            checks.refuse_coupled_samples(cell)
-        require_early(early_from, self._fewest_steps, self.estimator)
-        checks.require_policy(on_nonfinite)
-        require_chunks(
-            chunk_samples,
-            cell,
-            self.estimator,
-            early=early_from is not None,
-            on_nonfinite=on_nonfinite,
-        )
-        checks.require_penalties(algorithm, penalised, self.penalties, cell)
-        # Kept out of the module's children: a compiled copy would put every parameter twice in the
-        # state dict.
-        object.__setattr__(self, "_compiled_cell", torch.compile(cell) if compile_steps else None)
-        self._checked = False
+        self.on_nonfinite = require_policy(on_nonfinite)
+        self.compile_steps = switch("compile_steps", compile_steps)
+        self.check_cell()
+        self.adjoint.check(self.solver, self.fewest_steps)
+        # In tuples, as a module among the attributes would be a child.
+        self._checked: tuple[nn.Module] | None = None
         self._observation: tuple[Observer, int | None] | None = None
+        self._compiled: tuple[nn.Module, Cell] | None = None
+
+    def check_cell(self) -> None:
+        """Refuse a cell that does not go with the other parts.
+
+        Raises:
+            ConfigurationError: naming what does not.
+        """
+        self.solver.check(self.cell, self.fewest_steps)
+        refuse_penalties(self.penalties, self.cell)
+
+    @property
+    def fewest_steps(self) -> int:
+        """Of training."""
+        return self.steps - self.spread
+
+    def draw_steps(self) -> int:
+        """The number of steps of one run."""
+        if not self.training:
+            return self.test_steps
+        if not self.spread:
+            return self.steps
+        # On the CPU, as reading it from a GPU would wait for all that runs there.
+        return self.fewest_steps + int(torch.randint(2 * self.spread + 1, ()))
 
     def set_test_tolerance(self, test_tolerance: float | None) -> None:
         """Stop each sample's steps outside training at this relative residual; `None` runs all.
 
         Raises:
-            ConfigurationError: not above 0, or the estimator's steps can't be stopped.
+            ConfigurationError: not above 0, or the solver's steps can't be stopped.
         """
-        checks.require_tolerance("test_tolerance", test_tolerance)
-        checks.require_stoppable(self.estimator, test_tolerance)
-        self.test_tolerance = test_tolerance
+        if isinstance(self.solver, PlainSteps):
+            self.solver = replace(self.solver, test_tolerance=test_tolerance)
+        elif test_tolerance is not None:
+            raise ConfigurationError(
+                f"test_tolerance stops plain steps of the circuit, which {self.solver} does not "
+                "take; leave it out",
+                option="test_tolerance",
+            )
 
     @contextmanager
     def observing(self, observe: Observer, *, steps: int | None = None) -> Iterator[None]:
@@ -179,12 +166,17 @@ class Recurrence(nn.Module):
             ConfigurationError: fewer than one step.
         """
         if steps is not None:
-            checks.require_step(steps)
+            steps = integer("steps", steps, 1)
         previous, self._observation = self._observation, (observe, steps)
         try:
             yield
         finally:
             self._observation = previous
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether it is within a block of `observing`."""
+        return self._observation is not None
 
     def forward(
         self,
@@ -211,188 +203,155 @@ class Recurrence(nn.Module):
         Raises:
             CellError: the cell breaks its contract, or its result does not depend on the state.
             NonFiniteError: a state or (in the backward pass) a gradient is not finite.
-            ConfigurationError: the estimator can't work with this number of steps.
+            ConfigurationError: the adjoint can't work with this number of steps.
         """
-        template = initial_state(self.cell, drive) if state is None else state
-        start = to_parts(template)
-        recorded = torch.is_grad_enabled() and self._requires_gradients(drive, start)
-        if recorded:
-            checks.refuse_inference_tensors((*to_parts(drive), *start))
+        if torch.compiler.is_compiling():
+            # Of a compiled model: its graphs end here, as they can't be differentiated twice.
+            options = {"iteration": iteration, "steps": steps, "observe": observe}
+            return _outside_graphs()(self, drive, state, **options)
         if self._observation is not None and observe is None:
             observe, observed_steps = self._observation
             steps = observed_steps if steps is None else steps
-        steps = self._draw_steps() if steps is None else steps
-        checks.require_step(steps)
-        if self.chunk_samples is not None and observe is None:
-            slices = chunks_of(len(start[0]), self.chunk_samples)
-            if len(slices) > 1:
-                return self._run_in_chunks(slices, drive, template, iteration, steps, recorded)
-        return self._run(
-            drive, template, iteration, steps, recorded, observe, penalised=self.training
+        steps = self.draw_steps() if steps is None else integer("steps", steps, 1)
+        circuit = self.circuit(drive, state)
+        return self.run(circuit, steps, iteration=iteration, observe=observe)
+
+    def circuit(self, drive: Drive, state: State | None = None) -> Circuit:
+        """The cell with its drive, and where it starts as the template."""
+        refuse_transforms(to_parts(drive))
+        template = initial_state(self.cell, drive) if state is None else state
+        return Circuit(
+            self.cell, drive, template, training=self.training, compiled=self._compiled_cell()
         )
 
-    def _run(
+    def run(
         self,
-        drive: Drive,
-        template: State,
-        iteration: float,
+        circuit: Circuit,
         steps: int,
-        recorded: bool,
-        observe: Observer | None = None,
         *,
-        penalised: bool = False,
+        iteration: float = 0,
+        observe: Observer | None = None,
         share: Share | None = None,
     ) -> RecurrenceResult:
-        """All samples at once; `share` says what they stand for if they are not the whole batch."""
-        start = to_parts(template)
-        tolerance = self._tolerance()
-        circuit = self._circuit(drive, template)
-        early = None
-        if recorded and self.training and self.early_from is not None and steps > 1:
-            early = EarlyStep(min(steps, self._fewest_steps), self.early_from)
-            observe = early.watch(start, observe)
-        lowered = lowers(self.solve_precision, (*to_parts(drive), *start))
-        run = Run(steps, tolerance, observe, lowered=lowered)
-        unrolled = self._unroll(circuit, start, run, recorded)
-        finite = finite_samples(unrolled.after)
-        all_finite = bool(finite.all())
-        if not all_finite:
+        """Run from the template of a circuit.
+
+        Args:
+            circuit: of this cell.
+            steps: `T >= 1`.
+            iteration, observe: see `forward`.
+            share: what the samples stand for if they are a part of a batch.
+        """
+        records = self.records(circuit)
+        start, skipped = to_parts(circuit.template), None
+        if self.on_nonfinite == "skip":
+            # Before they are in a batch norm, which would spread them.
+            circuit, start, skipped = self._without(
+                moderate_samples(circuit.drives) & finite_samples(start), circuit, start, None
+            )
+        taken, last, report = self._take(circuit, start, steps, records, observe)
+        finite = finite_samples(last.after) & moderate_samples(circuit.drives)
+        if not bool(finite.all()):
             if self.on_nonfinite == "raise":
                 raise explain_non_finite(circuit, start, steps)
-            circuit, start = circuit.where(finite), where_samples(finite, start)
-            watch = None if early is None else early.watch(start, None)
-            run = Run(steps, tolerance, watch, lowered=lowered)
-            unrolled = self._unroll(circuit, start, run, recorded)
-            if not bool(finite_samples(unrolled.after).all()):
+            circuit, start, skipped = self._without(finite, circuit, start, skipped)
+            taken, last, report = self._take(circuit, start, steps, records, observe)
+            if not bool(finite_samples(last.after).all()):
                 raise explain_non_finite(circuit, start, steps)
-            unrolled = unrolled.where(finite)
         diagnostics = Diagnostics(
-            steps=unrolled.steps,
-            residual=relative_residual(unrolled.after, unrolled.before),
-            skipped_samples=0 if all_finite else int((~finite).sum()),
-            adjoint=run.report,
+            steps=taken,
+            residual=relative_residual(last.after, last.before),
+            skipped=skipped,
+            adjoint=report,
         )
-        result = RecurrenceResult(
-            state=from_parts(unrolled.state, template),
-            diagnostics=diagnostics,
-        )
-
-        def guarded(parts: Parts) -> State:
-            return from_parts(GradientGuard.apply(self.on_nonfinite, diagnostics, *parts), template)
-
-        if recorded:
-            result.state = guarded(unrolled.state)
-            result.states = [guarded(parts) for parts in unrolled.trajectory]
-            if not self._checked:
-                checks.check_dependence(self.cell, unrolled)
-                self._checked = True
-            if penalised:
-                usable = None if all_finite else finite.nonzero().flatten()
-                penalise(
-                    self.penalties,
-                    circuit,
-                    unrolled,
-                    result,
-                    iteration=iteration,
-                    usable=usable,
-                    share=share,
-                )
-            if early is not None:
-                with statistics_kept(self.cell):
-                    parts = early.record(circuit)
-                result.early_states = [guarded(where_samples(finite, parts))]
+        if not records:
+            return RecurrenceResult(from_parts(last.state, circuit.template), diagnostics)
+        if self._checked is None or self._checked[0] is not self.cell:
+            self.check_cell()
+            check_dependence(self.cell, last)
+            self._checked = (self.cell,)
+        states = [self._guarded(parts, circuit, diagnostics) for parts in last.trajectory]
+        result = RecurrenceResult(states[-1], diagnostics, states=states)
+        if circuit.training:
+            found = penalise(
+                self.penalties,
+                circuit,
+                last,
+                iteration=iteration,
+                usable=None if skipped is None else (~skipped).nonzero().flatten(),
+                share=share,
+            )
+            result.penalties, diagnostics.penalties = found.losses, found.values
         return result
 
-    def _run_in_chunks(
+    def records(self, circuit: Circuit) -> bool:
+        """Whether a run of the circuit is recorded."""
+        tensors = (*circuit.drives, *to_parts(circuit.template))
+        wanted = any(t.requires_grad for t in (*self.cell.parameters(), *tensors))
+        if not (wanted and torch.is_grad_enabled()):
+            return False
+        refuse_inference_tensors(tensors)
+        return True
+
+    def _take(
         self,
-        chunks: Sequence[slice],
-        drive: Drive,
-        template: State,
-        iteration: float,
+        circuit: Circuit,
+        start: Parts,
         steps: int,
-        recorded: bool,
-    ) -> RecurrenceResult:
-        refuse_coupled_chunks(self.cell)
-        if not recorded:
+        records: bool,
+        observe: Observer | None,
+    ) -> tuple[Tensor, Recorded, AdjointReport]:
+        """All steps: how many each sample took, `(N,)`, the last ones, and what the backward pass
+        reports to."""
+        report = AdjointReport()
+        recorded = self.adjoint.recorded(steps) if records else 1
+        solved = self.solver(circuit, start, steps - recorded, observe)
+        if records:
+            last = self.adjoint.record(circuit, solved.state, recorded, report)
+        else:
+            after = circuit.advance(solved.state)
+            last = Recorded(solved.state, after, [after])
+        if observe is not None:
+            for step, parts in enumerate(last.trajectory, steps - recorded + 1):
+                observe(step, tuple(part.detach() for part in parts))
+        return solved.steps + recorded, last, report
 
-            def whole(some: Drive, start: State) -> RecurrenceResult:
-                return self._run(some, start, iteration, steps, recorded)
+    @staticmethod
+    def _without(
+        finite: Tensor, circuit: Circuit, start: Parts, skipped: Tensor | None
+    ) -> tuple[Circuit, Parts, Tensor | None]:
+        """Circuit and start with zeros for samples that are not finite, and all that were skipped,
+        `(N,) bool` or `None` for none."""
+        if bool(finite.all()):
+            return circuit, start, skipped
+        skipped = ~finite if skipped is None else skipped | ~finite
+        return circuit.where(finite), where_samples(finite, start), skipped
 
-            return run_in_chunks(chunks, whole, drive, template)
-        drives, start = to_parts(drive), tuple(part.detach() for part in to_parts(template))
-        run = Run(steps, self._tolerance(), lowered=lowers(self.solve_precision, (*drives, *start)))
-        advanced = []
-        for samples in chunks:
-            begin = cut(start, samples)
-            circuit = self._circuit(cut(drive, samples), from_parts(begin, template))
-            advanced.append(self.estimator.advance(circuit, begin, run))
-            if not bool(finite_samples(advanced[-1][0]).all()):
-                raise explain_non_finite(circuit, begin, steps)
-        before = tuple(torch.cat(pieces) for pieces in zip(*(b for b, _ in advanced), strict=True))
-        taken = torch.cat([count for _, count in advanced])
-        training = self.training
-        shares = shares_of(chunks, self.penalties)
+    def _guarded(self, parts: Parts, circuit: Circuit, diagnostics: Diagnostics) -> State:
+        if diagnostics.skipped is not None:
+            parts = where_samples(~diagnostics.skipped, parts)
+        return from_parts(guarded(self.on_nonfinite, diagnostics, parts), circuit.template)
 
-        def record(samples: slice, some_drives: Parts, some_before: Parts) -> RecurrenceResult:
-            some = from_parts(some_drives, drive)
-            share = shares[samples.start] if training else None
-            state = from_parts(some_before, template)
-            try:
-                result = self._run(some, state, iteration, 1, True, penalised=training, share=share)
-            except NonFiniteError:
-                begin = cut(start, samples)
-                whole = self._circuit(some, from_parts(begin, template))
-                raise explain_non_finite(whole, begin, steps) from None
-            # Of the whole run: the guard of the gradient names them.
-            result.diagnostics.steps = taken[samples] + 1
-            return result
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy compiles its own cell.
+        return {**self.__dict__, "_compiled": None}
 
-        parameters = list(self.cell.parameters())
-        result = record_in_chunks(chunks, record, drives, before, parameters)
-        result.state = from_parts(to_parts(result.state), template)
-        return result
-
-    def _circuit(self, drive: Drive, template: State) -> Circuit:
-        return Circuit(
-            self.cell,
-            drive,
-            template,
-            unrecorded_cell=cast("Cell | None", self._compiled_cell),
-        )
-
-    def _tolerance(self) -> float | None:
-        tolerance = self.tolerance if self.training else self.test_tolerance
-        if tolerance is not None:
-            checks.refuse_coupled_samples(self.cell)
-        return tolerance
+    def _compiled_cell(self) -> Cell | None:
+        if not self.compile_steps:
+            return None
+        if self._compiled is None or self._compiled[0] is not self.cell:
+            self._compiled = (self.cell, torch.compile(self.cell))
+        return self._compiled[1]
 
     def extra_repr(self) -> str:
-        """Algorithm, steps and penalties, as shown when a model is printed."""
+        """Steps and parts, as shown when a model is printed."""
         return (
-            f"algorithm={self.algorithm}, steps={self.steps}, test_steps={self.test_steps}, "
-            f"estimator={self.estimator}, penalties={list(self.penalties)}"
+            f"steps={self.steps}, test_steps={self.test_steps}, solver={self.solver}, "
+            f"adjoint={self.adjoint}, penalties={[penalty.name for penalty in self.penalties]}"
         )
 
-    def _draw_steps(self) -> int:
-        if not self.training:
-            return self.test_steps
-        if not self.steps_spread:
-            return self.steps
-        # On the CPU, as reading it from a GPU would wait for all that runs there.
-        drawn = int(torch.randint(2 * self.steps_spread + 1, ()))
-        return self._fewest_steps + drawn
 
-    @property
-    def _fewest_steps(self) -> int:
-        return self.steps - self.steps_spread
-
-    def _unroll(self, circuit: Circuit, start: Parts, run: Run, recorded: bool) -> Unrolled:
-        if recorded:
-            return self.estimator.unroll(circuit, start, run)
-        before, taken = self.estimator.advance(circuit, start, run)
-        after = circuit.advance(before)
-        run.seen(run.steps, after)
-        return Unrolled(after, before, after, taken + 1)
-
-    def _requires_gradients(self, drive: Drive, start: Parts) -> bool:
-        return any(t.requires_grad for t in (*self.cell.parameters(), *to_parts(drive), *start))
+@functools.cache
+def _outside_graphs() -> Callable[..., RecurrenceResult]:
+    # Asked for when first needed, as torch then imports its compiler.
+    forward: Callable[..., RecurrenceResult] = torch.compiler.disable(Recurrence.forward)
+    return forward

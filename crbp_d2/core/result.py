@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from crbp_d2.core.diagnostics import Diagnostics
@@ -16,17 +15,16 @@ class RecurrenceResult:
     """What a run gives.
 
     Attributes:
-        state: the last state, in the structure the cell uses; its gradient is the estimator's.
-        states: `h_1..h_T` if the estimator puts a loss on every step, else empty.
-        early_states: one state of an earlier step in training with `early_from`, else empty.
-        penalties: weighted, ready to be added to the loss; empty outside training.
+        state: the last state, in the structure the cell uses; its gradient is the adjoint's.
         diagnostics: residual, steps, penalty values; after `backward()` also its report.
+        states: the states after each recorded step, the last one among them, for a loss on every
+            step; empty if nothing was recorded.
+        early_states: one state of an earlier step, if the run was wrapped in `EarlyState`.
+        penalties: weighted, ready to be added to the loss; empty outside training.
     """
 
     state: State
+    diagnostics: Diagnostics
     states: list[State] = field(default_factory=list)
     early_states: list[State] = field(default_factory=list)
     penalties: dict[str, Tensor] = field(default_factory=dict)
-    diagnostics: Diagnostics = field(
-        default_factory=lambda: Diagnostics(torch.empty(0), torch.empty(0))
-    )

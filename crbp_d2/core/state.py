@@ -30,12 +30,24 @@ def from_parts(parts: Parts, template: State | Drive) -> State:
     return parts[0] if isinstance(template, Tensor) else tuple(parts)
 
 
-def rows(part: Tensor) -> Tensor:
+def flatten(part: Tensor) -> Tensor:
     """`(N, ...)` as `(N, D)`, also without samples or with a single number each."""
     return part.reshape(len(part), math.prod(part.shape[1:]))
 
 
-def wide(part: Tensor) -> Tensor:
+def flatten_parts(parts: Parts) -> Tensor:
+    """`(N, D)`, the parts of each sample side by side."""
+    return torch.cat([flatten(part) for part in parts], dim=1)
+
+
+def unflatten_parts(flat: Tensor, template: Parts) -> Parts:
+    """Back from `flatten_parts` to the shapes of `template`."""
+    sizes = [math.prod(part.shape[1:]) for part in template]
+    pieces = flat.split(sizes, dim=1)
+    return tuple(piece.reshape(part.shape) for piece, part in zip(pieces, template, strict=True))
+
+
+def at_least_float32(part: Tensor) -> Tensor:
     """Half precision as float32, everything else as it is."""
     return part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
 
@@ -51,7 +63,7 @@ def sample_norm(parts: Parts) -> Tensor:
     """
     total: Tensor | None = None
     for part in parts:
-        squared = rows(wide(part.detach())).square().sum(dim=1)
+        squared = flatten(at_least_float32(part.detach())).square().sum(dim=1)
         total = squared if total is None else total + squared
     if total is None:
         raise ValueError("a state needs at least one tensor")

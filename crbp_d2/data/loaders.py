@@ -16,7 +16,7 @@ from detectron2.data import (
 from detectron2.utils import comm
 from torch.utils.data import ConcatDataset, DataLoader
 
-from crbp_d2.core.errors import ConfigurationError, did_you_mean
+from crbp_d2.core import ConfigurationError, did_you_mean
 
 from .mapper import PanopticMapper
 from .pathfinder import PathfinderMapper
@@ -41,7 +41,7 @@ def require_registered(name: str, key: str) -> None:
     raise DatasetError(
         f"{key}: no data set is registered as {name!r}{f' ({meant})' if meant else ''}; register "
         "your own with register_panoptic or register_pathfinder (in every process: not below "
-        "`if __name__ == '__main__'`), or name their YAML file in CRBP.DATASETS_FILE"
+        "`if __name__ == '__main__'`), or name their YAML file in DATASETS.FILE"
     )
 
 
@@ -76,8 +76,8 @@ def build_train_loader(cfg: CfgNode) -> Any:
 
     Raises:
         ConfigurationError: see `require_even_batches`.
-        DatasetError: Pathfinder and other data are mixed, or `CRBP.ENDLESS` is set for data that
-            are not drawn.
+        DatasetError: Pathfinder and other data are mixed, or `DATALOADER.ENDLESS` is set for data
+            that are not drawn.
     """
     require_even_batches(cfg, comm.get_world_size())
     kinds = {is_pathfinder(name) for name in cfg.DATASETS.TRAIN}
@@ -93,9 +93,9 @@ def build_train_loader(cfg: CfgNode) -> Any:
     if kinds == {True}:
         images = [DatasetCatalog.get(name) for name in cfg.DATASETS.TRAIN]
         return build_resumable_train_loader(
-            _joined(images, cfg.CRBP.ENDLESS),
+            _joined(images, cfg.DATALOADER.ENDLESS),
             mapper=PathfinderMapper(cfg, is_train=True),
-            endless=cfg.CRBP.ENDLESS,
+            endless=cfg.DATALOADER.ENDLESS,
             **common,
         )
     loader = cfg.DATALOADER
@@ -128,7 +128,7 @@ def build_test_loader(cfg: CfgNode, name: str, **options: Any) -> DataLoader[Any
 def _joined(images: Sequence[Any], endless: bool) -> Any:
     if endless and (len(images) > 1 or not isinstance(images[0], PathfinderImages)):
         raise DatasetError(
-            "CRBP.ENDLESS needs DATASETS.TRAIN to be one data set of drawn images, such as "
+            "DATALOADER.ENDLESS needs DATASETS.TRAIN to be one data set of drawn images, such as "
             "pathfinder_14_train"
         )
     return images[0] if len(images) == 1 else ConcatDataset(images)

@@ -104,14 +104,14 @@ REFUSED = (
 IGNORED = (
     Rule(
         "SOLVER.MOMENTUM",
-        lambda cfg: cfg.CRBP.OPTIMIZER != "sgd",
-        "only CRBP.OPTIMIZER sgd takes it",
+        lambda cfg: cfg.SOLVER.OPTIMIZER != "sgd",
+        "only SOLVER.OPTIMIZER sgd takes it",
         training=True,
     ),
     Rule(
         "SOLVER.NESTEROV",
-        lambda cfg: cfg.CRBP.OPTIMIZER != "sgd",
-        "only CRBP.OPTIMIZER sgd takes it",
+        lambda cfg: cfg.SOLVER.OPTIMIZER != "sgd",
+        "only SOLVER.OPTIMIZER sgd takes it",
         training=True,
     ),
     Rule("DATASETS.PROPOSAL_FILES_TRAIN", lambda cfg: True, "no proposals are read"),
@@ -264,7 +264,7 @@ def require_norms_used_once(model: torch.nn.Module) -> None:
     if any(get_bn_modules(circuit) for circuit in circuits):
         raise ConfigurationError(
             "TEST.PRECISE_BN.ENABLED is True: it can't be computed for a norm that every step of "
-            "the circuit uses; set it to False, or CRBP.NORM to GN or IN"
+            "the circuit uses; set it to False, or CRBP.CELL.NORM to GN or IN"
         )
 
 

@@ -25,7 +25,7 @@ _KEYS = {
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
-    """The optimizer that `CRBP.OPTIMIZER` names, with rates, decays and clipping of SOLVER.
+    """The optimizer that `SOLVER.OPTIMIZER` names, with rates, decays and clipping of SOLVER.
 
     Besides Detectron2's ways of clipping `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` may be `full_model`,
     which bounds the norm of all gradients together.
@@ -57,12 +57,14 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
 
 def _build(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
     optimizer: Optimizer
-    if cfg.CRBP.OPTIMIZER == "sgd":
+    if cfg.SOLVER.OPTIMIZER == "sgd":
         optimizer = build_detectron2s(cfg, model)
         return optimizer
-    if cfg.CRBP.OPTIMIZER not in OPTIMIZERS:
+    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         allowed = ", ".join(sorted([*OPTIMIZERS, "sgd"]))
-        raise ConfigurationError(f"CRBP.OPTIMIZER is {cfg.CRBP.OPTIMIZER!r}; choose from {allowed}")
+        raise ConfigurationError(
+            f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose from {allowed}"
+        )
     parameters = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -70,7 +72,7 @@ def _build(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
-    kind = maybe_add_gradient_clipping(cfg, OPTIMIZERS[cfg.CRBP.OPTIMIZER])
+    kind = maybe_add_gradient_clipping(cfg, OPTIMIZERS[cfg.SOLVER.OPTIMIZER])
     optimizer = kind(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
     return optimizer
 
@@ -89,8 +91,8 @@ def require_same_kind(state: dict[str, Any], optimizer: Optimizer) -> None:
     stored, wanted = _kinds(state), _kinds(own)
     if not stored & wanted:
         raise ConfigurationError(
-            f"CRBP.OPTIMIZER is {' or '.join(sorted(wanted))}, but the checkpoint was written with "
-            f"{' or '.join(sorted(stored))}: resume with that one, or start from its weights, "
+            f"SOLVER.OPTIMIZER is {' or '.join(sorted(wanted))}, but the checkpoint was written "
+            f"with {' or '.join(sorted(stored))}: resume with that one, or start from its weights, "
             "without --resume and with MODEL.WEIGHTS, in another OUTPUT_DIR"
         )
     sizes = [[len(group["params"]) for group in some["param_groups"]] for some in (state, own)]

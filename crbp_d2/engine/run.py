@@ -45,9 +45,10 @@ EXAMPLES = """examples:
     tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml --resume
   evaluate, here with twice the steps of training:
     tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml --eval-only \\
-        MODEL.WEIGHTS output/model_final.pth CRBP.TEST_STEPS 40
+        MODEL.WEIGHTS output/model_final.pth CRBP.SOLVER.TEST_STEPS 40
   change anything else:
-    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml CRBP.ALGORITHM bptt CRBP.STEPS 3
+    tools/train_net.py --config-file configs/R50_FPN_crbp_1x.yaml \\
+        CRBP.ALGORITHM bptt CRBP.SOLVER.STEPS 3
 
 on several machines run on each of them, with its rank:
     tools/train_net.py --config-file configs/R101_FPN_crbp_3x.yaml --num-gpus 8 \\
@@ -93,8 +94,8 @@ def prepare(cfg: CfgNode, *, eval_only: bool, world_size: int | None = None) -> 
         # Processes that all take all cores are several times slower than ones that share them.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     make_paths_absolute(cfg)
-    if cfg.CRBP.DATASETS_FILE:
-        register_from_file(cfg.CRBP.DATASETS_FILE)
+    if cfg.DATASETS.FILE:
+        register_from_file(cfg.DATASETS.FILE)
     check_keys(cfg, eval_only=eval_only)
     if not eval_only:
         require_even_batches(cfg, world_size or comm.get_world_size())
@@ -121,7 +122,7 @@ def make_paths_absolute(cfg: CfgNode) -> None:
     Args:
         cfg: changed in place. Addresses, as `detectron2://...`, stay as they are.
     """
-    for node, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS"), (cfg.CRBP, "DATASETS_FILE")):
+    for node, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS"), (cfg.DATASETS, "FILE")):
         path = node[key]
         if path and "://" not in path:
             node[key] = os.path.abspath(os.path.expanduser(path))
@@ -185,7 +186,7 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
     if comm.is_main_process():
         output = Path(cfg.OUTPUT_DIR)
         write_json(output / "results.json", results)
-        if cfg.CRBP.PICTURES and cfg.DATASETS.TEST:
+        if cfg.TEST.PICTURES and cfg.DATASETS.TEST:
             bare = getattr(model, "module", model)
             write_pictures(cfg, bare, cfg.DATASETS.TEST[0], output / "predictions")
         if args.eval_only:

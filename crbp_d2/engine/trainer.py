@@ -119,7 +119,7 @@ class Trainer(DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Detectron2's scaling by `SOLVER.REFERENCE_WORLD_SIZE`, also of `CRBP.PENALTY_SCHEDULE`.
+        """Detectron2's scaling by `SOLVER.REFERENCE_WORLD_SIZE`, also of `CRBP.PENALTY.SCHEDULE`.
 
         Args:
             cfg: unchanged.
@@ -131,9 +131,9 @@ class Trainer(DefaultTrainer):
             return cfg
         scaled.defrost()
         scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
-        scaled.CRBP.PENALTY_SCHEDULE = tuple(
+        scaled.CRBP.PENALTY.SCHEDULE = tuple(
             (round(iteration * reference / num_workers), factor)
-            for iteration, factor in cfg.CRBP.PENALTY_SCHEDULE
+            for iteration, factor in cfg.CRBP.PENALTY.SCHEDULE
         )
         scaled.freeze()
         return scaled

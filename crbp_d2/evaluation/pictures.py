@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Path) -> list[Path]:
-    """Draw the predictions for the first `cfg.CRBP.PICTURES` images of a data set.
+    """Draw the predictions for the first `cfg.TEST.PICTURES` images of a data set.
 
     Each picture shows the image, the model's prediction and the ground truth; of panoptic data the
     segments (see `answer_as_drawn`), of Pathfinder images the probability of a contour. Images of
@@ -74,7 +74,7 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Pa
     written: list[Path] = []
     names: set[str] = set()
     try:
-        total = min(cfg.CRBP.PICTURES, len(loader))
+        total = min(cfg.TEST.PICTURES, len(loader))
         for (record,), _ in tqdm(zip(loader, range(total), strict=False), "pictures", total=total):
             panels = draw(record, answer_as_drawn(model, record))
             path = folder / f"{unused(image_name(record), names)}.png"

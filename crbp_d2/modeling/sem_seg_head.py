@@ -6,6 +6,7 @@ Shape shorthand: N images, C channels, K classes. Logits throughout.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -15,8 +16,14 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crbp_d2.core import ConfigurationError, Recurrence
-from crbp_d2.core.state import State, to_parts
+from crbp_d2.core import (
+    ConfigurationError,
+    Recurrence,
+    RecurrenceResult,
+    State,
+    to_parts,
+    wrapped,
+)
 from crbp_d2.modeling import build
 from crbp_d2.modeling.dynamics import DynamicsLog
 
@@ -52,7 +59,7 @@ class ContourReadout(nn.Module):
     def __init__(self, *, channels: int, num_classes: int, norm: str, prior: float) -> None:
         super().__init__()
         if not 0 < prior < 1:
-            raise ConfigurationError(f"CRBP.CONTOUR_PRIOR must lie in (0, 1), got {prior}")
+            raise ConfigurationError(f"MODEL.SEM_SEG_HEAD.PRIOR must lie in (0, 1), got {prior}")
         self.norm = build.output_norm(norm, channels)
         self.predictor = Conv2d(channels, num_classes, kernel_size=1)
         nn.init.normal_(self.predictor.weight, std=0.01)
@@ -110,7 +117,10 @@ class RecurrentSemSegHead(ContourHead):
         readout: from a state to logits; of a state of several tensors the first is read out.
         focal_gamma: see `focal_loss`.
         loss_weight: factor of `loss_sem_seg` and `loss_early`.
+        chunk_samples: compute at most this many images at a time; `None` for all at once.
+        every_step: `loss_sem_seg` is the mean over all recorded steps.
         early_loss_weight: further factor of `loss_early`.
+        early_from: see `crbp_d2.core.EarlyState`; `None` for no such loss.
         ignore_value: label of pixels that don't count.
     """
 
@@ -123,7 +133,10 @@ class RecurrentSemSegHead(ContourHead):
         readout: ContourReadout,
         focal_gamma: float = 2.0,
         loss_weight: float = 1.0,
+        chunk_samples: int | None = None,
+        every_step: bool = False,
         early_loss_weight: float = 0.0,
+        early_from: float | None = None,
         ignore_value: int = 255,
     ) -> None:
         super().__init__(
@@ -134,6 +147,10 @@ class RecurrentSemSegHead(ContourHead):
             ignore_value=ignore_value,
         )
         self.recurrence = recurrence
+        self.chunk_samples, self.early_from = chunk_samples, early_from
+        # Refused here if it does not go together, and not at the first batch.
+        wrapped(recurrence, chunk_samples=chunk_samples, early_from=early_from)
+        self.every_step = every_step
         self.early_loss_weight = early_loss_weight
         self.dynamics = DynamicsLog()
 
@@ -141,9 +158,15 @@ class RecurrentSemSegHead(ContourHead):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         return {
             **_common_arguments(cfg, input_shape),
-            "recurrence": build.recurrence(cfg.CRBP),
-            "early_loss_weight": cfg.CRBP.EARLY_LOSS_WEIGHT,
+            **build.head_options(cfg.CRBP),
         }
+
+    @property
+    def run(self) -> Callable[..., RecurrenceResult]:
+        """The recurrence, wrapped as asked for; a wrapper holds nothing of its own."""
+        return wrapped(
+            self.recurrence, chunk_samples=self.chunk_samples, early_from=self.early_from
+        )
 
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None
@@ -155,16 +178,17 @@ class RecurrentSemSegHead(ContourHead):
             targets: `(N, H, W)` classes, or `ignore_value`; in training only.
 
         Returns:
-            In training nothing, and `loss_sem_seg` (the mean over steps if the algorithm has a loss
-            on each), `loss_early` where asked for, and `loss_<penalty>` for every penalty; else
-            logits `(N, K, H, W)` of the last step and no loss.
+            In training nothing, and `loss_sem_seg` (see `every_step`), `loss_early` where asked
+            for, and `loss_<penalty>` for every penalty; else logits `(N, K, H, W)` of the last step
+            and no loss.
         """
         drive = features[self.in_feature]
         if not self.training:
-            return self.read_out(self.recurrence(drive).state), {}
-        result = self.recurrence(drive, iteration=self.dynamics.begin())
+            return self.read_out(self.run(drive).state), {}
+        result = self.run(drive, iteration=self.dynamics.begin())
         self.dynamics.keep(result.diagnostics)
-        losses = {"loss_sem_seg": self._mean_loss(result.states or [result.state], targets)}
+        states = result.states if self.every_step else [result.state]
+        losses = {"loss_sem_seg": self._mean_loss(states, targets)}
         if result.early_states:
             early = self._mean_loss(result.early_states, targets)
             losses["loss_early"] = self.early_loss_weight * early
@@ -216,7 +240,7 @@ class FeedForwardSemSegHead(ContourHead):
             ignore_value=ignore_value,
         )
         if layers < 1:
-            raise ConfigurationError(f"CRBP.FEEDFORWARD_LAYERS must be at least 1, got {layers}")
+            raise ConfigurationError(f"MODEL.SEM_SEG_HEAD.LAYERS must be at least 1, got {layers}")
         self.layers = nn.Sequential(
             *(
                 Conv2d(
@@ -238,10 +262,10 @@ class FeedForwardSemSegHead(ContourHead):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         return {
             **_common_arguments(cfg, input_shape),
-            "channels": cfg.CRBP.CHANNELS,
-            "kernel_size": cfg.CRBP.KERNEL_SIZE,
-            "layers": cfg.CRBP.FEEDFORWARD_LAYERS,
-            "norm": cfg.CRBP.OUTPUT_NORM,
+            "channels": cfg.CRBP.CELL.CHANNELS,
+            "kernel_size": cfg.CRBP.CELL.KERNEL_SIZE,
+            "layers": cfg.MODEL.SEM_SEG_HEAD.LAYERS,
+            "norm": cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM,
         }
 
     def forward(
@@ -255,24 +279,27 @@ class FeedForwardSemSegHead(ContourHead):
 
 
 def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-    if cfg.CRBP.FOCAL_GAMMA < 0:
-        raise ConfigurationError(f"CRBP.FOCAL_GAMMA must be at least 0, got {cfg.CRBP.FOCAL_GAMMA}")
-    (in_feature,) = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
-    channels = input_shape[in_feature].channels
-    if channels != cfg.CRBP.CHANNELS:
+    head, width = cfg.MODEL.SEM_SEG_HEAD, cfg.CRBP.CELL.CHANNELS
+    if head.FOCAL_GAMMA < 0:
         raise ConfigurationError(
-            f"CRBP.CHANNELS is {cfg.CRBP.CHANNELS}, but the feature map {in_feature!r} of "
-            f"MODEL.BACKBONE has {channels} channels; make them equal"
+            f"MODEL.SEM_SEG_HEAD.FOCAL_GAMMA must be at least 0, got {head.FOCAL_GAMMA}"
+        )
+    (in_feature,) = head.IN_FEATURES
+    channels = input_shape[in_feature].channels
+    if channels != width:
+        raise ConfigurationError(
+            f"CRBP.CELL.CHANNELS is {width}, but the feature map {in_feature!r} of MODEL.BACKBONE "
+            f"has {channels} channels; make them equal"
         )
     return {
         "in_feature": in_feature,
         "readout": ContourReadout(
             channels=channels,
-            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            norm=cfg.CRBP.OUTPUT_NORM,
-            prior=cfg.CRBP.CONTOUR_PRIOR,
+            num_classes=head.NUM_CLASSES,
+            norm=head.OUTPUT_NORM,
+            prior=head.PRIOR,
         ),
-        "focal_gamma": cfg.CRBP.FOCAL_GAMMA,
-        "loss_weight": cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT,
-        "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        "focal_gamma": head.FOCAL_GAMMA,
+        "loss_weight": head.LOSS_WEIGHT,
+        "ignore_value": head.IGNORE_VALUE,
     }

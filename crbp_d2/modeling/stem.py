@@ -62,7 +62,7 @@ class GaborStem(Backbone):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigurationError(
-                f"CRBP.STEM_KERNEL_SIZE must be a positive odd number, got {kernel_size}"
+                f"MODEL.BACKBONE.KERNEL_SIZE must be a positive odd number, got {kernel_size}"
             )
         self.channels = channels
         self.filters = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2)
@@ -76,8 +76,8 @@ class GaborStem(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         return {
             "in_channels": input_shape.channels,
-            "channels": cfg.CRBP.CHANNELS,
-            "kernel_size": cfg.CRBP.STEM_KERNEL_SIZE,
+            "channels": cfg.CRBP.CELL.CHANNELS,
+            "kernel_size": cfg.MODEL.BACKBONE.KERNEL_SIZE,
         }
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, SemanticSegmentor
 from torch import nn
 
-from crbp_d2.core import Recurrence
+from crbp_d2.core import build_recurrence
 from crbp_d2.modeling.sem_seg_head import ContourReadout, RecurrentSemSegHead
 
 
@@ -44,7 +44,7 @@ def linear_model(factor: float, steps: int) -> SemanticSegmentor:
         readout.predictor.bias.copy_(torch.tensor([3.0, 0.0]))
     head = RecurrentSemSegHead(
         in_feature="stem",
-        recurrence=Recurrence(ScalarCell(factor), algorithm="jfb", steps=steps),
+        recurrence=build_recurrence("jfb", ScalarCell(factor), steps=steps),
         readout=readout.double(),
     )
     model = SemanticSegmentor(

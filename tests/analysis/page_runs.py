@@ -23,8 +23,8 @@ LABEL = "<script>&" + "-of-a-long-name" * 4
 DATA = "pathfinder_tiny_val"
 SHAPES = "test_page_shapes"
 SMALLER = [
-    "CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3, "CRBP.CONTOUR_PRIOR", 0.5,
-    "CRBP.OUTPUT_NORM", "IN", "CRBP.NEUMANN_TERMS", 2, "CRBP.STEPS_SPREAD", 0,
+    "CRBP.CELL.CHANNELS", 4, "CRBP.CELL.KERNEL_SIZE", 3, "MODEL.SEM_SEG_HEAD.PRIOR", 0.5,
+    "MODEL.SEM_SEG_HEAD.OUTPUT_NORM", "IN", "CRBP.SOLVER.SPREAD", 0,
 ]  # fmt: skip
 
 
@@ -49,8 +49,10 @@ def write_run(folder: Path, config: str, *overrides: object, seed: int = 0) -> P
 def folders(tmp_path_factory) -> list[Path]:
     """Two contour models, trained for 2 and 3 steps as their configs have it."""
     folder = tmp_path_factory.mktemp("runs")
-    crbp = write_run(folder / "crbp", "quick/pathfinder_crbp.yaml", *SMALLER, "CRBP.STEPS", 3)
-    bptt = ["CRBP.STEPS", 2, "CRBP.RECTIFY_STATE", False]
+    crbp = write_run(
+        folder / "crbp", "quick/pathfinder_crbp.yaml", *SMALLER, "CRBP.SOLVER.STEPS", 3
+    )
+    bptt = ["CRBP.SOLVER.STEPS", 2, "CRBP.CELL.RECTIFY_STATE", False]
     other = write_run(folder / "b", "quick/pathfinder_bptt.yaml", *SMALLER, *bptt, seed=2)
     Image.new("RGB", (3000, 600), "white").save(other / "curves.png")
     return [crbp, other]

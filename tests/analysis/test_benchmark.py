@@ -82,9 +82,9 @@ def test_every_variant_builds_and_runs(name, train):
     for label in subject.training if train else subject.inference:
         variant = subject.variant(label)
         # Compilation takes as long as all the others; it is tested with the core.
-        small = (*variant.overrides, "CRBP.COMPILE", False)
+        small = (*variant.overrides, "CRBP.SOLVER.COMPILE", False)
         if name == "pathfinder":
-            small = (*small, "CRBP.KERNEL_SIZE", 3)
+            small = (*small, "CRBP.CELL.KERNEL_SIZE", 3)
         build_step(subject, replace(variant, overrides=small), CONFIGS, Load(1, 16), train=train)()
 
 
@@ -96,16 +96,16 @@ def test_a_label_says_which_levers_are_pulled():
     one = subject.variant("crbp 12/7, Anderson, bf16, compiled, penalty on 8, tested at 5")
     settings = dict(zip(one.overrides[::2], one.overrides[1::2], strict=True))
     assert settings == {
-        "CRBP.CONVOLUTION": "direct",
         "CRBP.ALGORITHM": "crbp",
-        "CRBP.STEPS": 12,
-        "CRBP.NEUMANN_TERMS": 7,
-        "CRBP.ADJOINT_ACCELERATION": "anderson",
-        "CRBP.FORWARD_ACCELERATION": "anderson",
-        "CRBP.SOLVE_PRECISION": "bf16",
-        "CRBP.COMPILE": True,
-        "CRBP.PENALTY_SAMPLES": 8,
-        "CRBP.TEST_STEPS": 5,
+        "CRBP.SOLVER.STEPS": 12,
+        "CRBP.ADJOINT.TERMS": 7,
+        "CRBP.ADJOINT.NAME": "anderson",
+        "CRBP.SOLVER.NAME": "anderson",
+        "CRBP.SOLVER.PRECISION": "bf16",
+        "CRBP.ADJOINT.PRECISION": "bf16",
+        "CRBP.SOLVER.COMPILE": True,
+        "CRBP.PENALTY.SAMPLES": 8,
+        "CRBP.SOLVER.TEST_STEPS": 5,
     }
     assert subject.variant("feed-forward").config == "R50_FPN_1x.yaml"
 

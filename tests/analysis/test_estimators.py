@@ -20,7 +20,7 @@ from crbp_d2.analysis.estimators import (
 )
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.runs import load_run
-from crbp_d2.core import ConfigurationError, MaskHGRUCell, Recurrence
+from crbp_d2.core import ConfigurationError, MaskHGRUCell, build_recurrence
 from crbp_d2.data import build_test_loader
 from tests.analysis.page_runs import write_run
 from tests.modeling.conftest import CONFIGS
@@ -61,7 +61,7 @@ def test_the_comparison_ranks_known_estimators():
 @pytest.mark.parametrize("algorithm", ["bptt", "crbp", "implicit"])
 def test_measuring_memory_leaves_none_behind(algorithm):
     cell, drive = MaskHGRUCell(channels=8), torch.rand(2, 8, 5, 5)
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=5)
+    recurrence = build_recurrence(algorithm, cell, steps=5)
 
     def living() -> int:
         gc.collect()

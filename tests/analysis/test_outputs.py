@@ -20,9 +20,9 @@ STEPS = [1, 2, 5]
 # Anchors far smaller than the image, or larger than it.
 SIZES = ("INPUT.MIN_SIZE_TEST", 40), ("INPUT.MIN_SIZE_TEST", 75), ("INPUT.MIN_SIZE_TEST", 160)
 OTHER_RUNS = [
-    ("CRBP.SOLVE_PRECISION", "bf16"),
-    ("CRBP.TEST_TOLERANCE", 0.5),
-    ("CRBP.FORWARD_ACCELERATION", "anderson"),
+    ("CRBP.SOLVER.PRECISION", "bf16"),
+    ("CRBP.SOLVER.TEST_TOLERANCE", 0.5),
+    ("CRBP.SOLVER.NAME", "anderson"),
     ("CRBP.ALGORITHM", "deq"),
 ]
 
@@ -77,7 +77,7 @@ def test_every_step_of_an_image_of_another_size_is_what_the_model_returns(mixed,
 
 @pytest.mark.parametrize("run", OTHER_RUNS, ids=lambda pair: str(pair[1]))
 def test_runs_that_differ_by_their_length_are_run_one_by_one(mixed, run):
-    cfg, model = tiny_model(NAME, "INPUT.MIN_SIZE_TEST", 40, "CRBP.STEPS", 4, *run)
+    cfg, model = tiny_model(NAME, "INPUT.MIN_SIZE_TEST", 40, "CRBP.SOLVER.STEPS", 4, *run)
     assert not runs_agree(find_recurrence(model))
     steps = [4, 5, 9]
     batch = next(iter(build_test_loader(cfg, NAME)))

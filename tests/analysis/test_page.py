@@ -51,7 +51,7 @@ from tests.evaluation.models import annotations_as_predictions
 from tests.modeling.conftest import CONFIGS
 
 PANOPTIC = [
-    "INPUT.MIN_SIZE_TEST", 64, "CRBP.STEPS", 2, "CRBP.NEUMANN_TERMS", 2,
+    "INPUT.MIN_SIZE_TEST", 64, "CRBP.SOLVER.STEPS", 2, "CRBP.ADJOINT.TERMS", 2,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 6,
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.0,
 ]  # fmt: skip
@@ -259,7 +259,7 @@ def test_runs_that_cannot_be_compared_are_refused(folders, tmp_path):
     with pytest.raises(ConfigurationError, match="several runs are called crbp"):
         load_runs([str(folders[0]), str(folders[0])])
     forward = write_run(
-        tmp_path / "forward", "quick/pathfinder_feedforward.yaml", "CRBP.CHANNELS", 4
+        tmp_path / "forward", "quick/pathfinder_feedforward.yaml", "CRBP.CELL.CHANNELS", 4
     )
     with pytest.raises(ConfigurationError, match="forward.*has 0 recurrent circuits"):
         load_runs([str(forward)])

@@ -48,10 +48,11 @@ PANOPTIC = "quick/shapes_crbp.yaml"
 SMALLER = {
     # Without a prior of the background an untrained model claims pixels.
     CONTOUR: [
-        *["CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3, "CRBP.STEPS", 3, "CRBP.CONTOUR_PRIOR", 0.5]
+        *["CRBP.CELL.CHANNELS", 4, "CRBP.CELL.KERNEL_SIZE", 3, "CRBP.SOLVER.STEPS", 3],
+        *["MODEL.SEM_SEG_HEAD.PRIOR", 0.5],
     ],
     PANOPTIC: [
-        *["CRBP.CHANNELS", 8, "CRBP.STEPS", 2, "INPUT.MIN_SIZE_TEST", 64],
+        *["CRBP.CELL.CHANNELS", 8, "CRBP.SOLVER.STEPS", 2, "INPUT.MIN_SIZE_TEST", 64],
         *["DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,)],
         *["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RPN.POST_NMS_TOPK_TEST", 5],
         *["MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.0],
@@ -208,7 +209,7 @@ def test_two_models_draw_the_first_images_of_the_data_set(data, tmp_path, option
     assert "both models are called other" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         demo(PANOPTIC, *common, "--steps", 3, *arguments)
-    assert "CRBP.TEST_STEPS" in capsys.readouterr().err
+    assert "CRBP.SOLVER.TEST_STEPS" in capsys.readouterr().err
 
 
 def test_a_photograph_is_drawn_smaller_than_it_is_segmented(data, tmp_path, options, monkeypatch):

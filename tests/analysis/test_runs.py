@@ -15,7 +15,16 @@ from crbp_d2.analysis.runs import load_run, require_different_labels, split_labe
 from crbp_d2.core import ConfigurationError
 from tests.modeling.conftest import CONFIGS, load_config  # noqa: F401  a fixture
 
-TINY = ("CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3, "CRBP.STEPS", 3, "CRBP.STEPS_SPREAD", 0)
+TINY = (
+    "CRBP.CELL.CHANNELS",
+    4,
+    "CRBP.CELL.KERNEL_SIZE",
+    3,
+    "CRBP.SOLVER.STEPS",
+    3,
+    "CRBP.SOLVER.SPREAD",
+    0,
+)
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def folder(tmp_path, load_config):  # noqa: F811
 
 def test_a_run_is_loaded_with_its_weights_and_left_as_it_was(folder):
     before = (folder / "config.yaml").read_text()
-    run = load_run(f"a run={folder}", ["CRBP.TEST_STEPS", "7"])
+    run = load_run(f"a run={folder}", ["CRBP.SOLVER.TEST_STEPS", "7"])
     assert run.label == "a run" and run.folder == folder and str(folder) == run.cfg.OUTPUT_DIR
     assert not run.model.training and run.model.sem_seg_head.recurrence.test_steps == 7
     stored = torch.load(folder / "model_final.pth", weights_only=True)["model"]
@@ -50,7 +59,7 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
     with pytest.raises(ConfigurationError, match=r"there is no config\.yaml"):
         load_run(str(tmp_path))
     with pytest.raises(ConfigurationError, match="of another architecture"):
-        load_run(str(folder), ["CRBP.KERNEL_SIZE", "5"])
+        load_run(str(folder), ["CRBP.CELL.KERNEL_SIZE", "5"])
     (folder / "model_final.pth").write_bytes(b"no checkpoint")
     with pytest.raises(ConfigurationError, match=r"model_final\.pth: can't be read"):
         load_run(str(folder))

@@ -116,7 +116,7 @@ def test_results_are_written_with_their_numbers(tmp_path):
 
 
 def test_states_of_several_tensors_show_their_first(load_config):  # noqa: F811
-    overrides = ("CRBP.CELL", "conv_lstm", "CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3)
+    overrides = ("CRBP.CELL.NAME", "conv_lstm", "CRBP.CELL.CHANNELS", 4, "CRBP.CELL.KERNEL_SIZE", 3)
     torch.manual_seed(0)
     model = build_model(load_config("quick/pathfinder_crbp.yaml", *overrides)).eval()
     records = [{**r, "image": 255 * r["image"][:1]} for r in images(5, size=12)]

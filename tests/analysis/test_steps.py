@@ -35,8 +35,8 @@ from tests.modeling.conftest import CONFIGS, load_config  # noqa: F401  a fixtur
 
 NAME = "test_steps_shapes"
 TINY = [
-    "INPUT.MIN_SIZE_TEST", "64", "CRBP.STEPS", "3", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
-    "TEST.DETECTIONS_PER_IMAGE", "6",
+    "INPUT.MIN_SIZE_TEST", "64", "CRBP.SOLVER.STEPS", "3",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "6",
 ]  # fmt: skip
 
 
@@ -153,14 +153,14 @@ def test_one_command_evaluates_a_panoptic_model(panoptic, shapes, tmp_path):
         "--config-file", CONFIGS / "quick" / "shapes_crbp.yaml", "--steps", "1-2,N",
         "--check-repeated", "--published", "panoptic_R50", *TINY,
         "MODEL.WEIGHTS", tmp_path / "model.pth", "OUTPUT_DIR", tmp_path / "out",
-        "CRBP.DATASETS_FILE", tmp_path / "data.yaml", "DATASETS.TEST", "('mine',)",
+        "DATASETS.FILE", tmp_path / "data.yaml", "DATASETS.TEST", "('mine',)",
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found, trained = read_csv(tmp_path / "out" / "steps.csv")
     assert trained == 3 and [one.step for one in found["mine"]] == [1, 2, 3]
     assert "largest difference of a score 0" in done.stdout
-    other = [*command, "CRBP.CELL", "conv_lstm", "OUTPUT_DIR", tmp_path / "other"]
+    other = [*command, "CRBP.CELL.NAME", "conv_lstm", "OUTPUT_DIR", tmp_path / "other"]
     done = subprocess.run(list(map(str, other)), capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "of another architecture" in done.stderr
     assert not (tmp_path / "other" / "steps.csv").exists()

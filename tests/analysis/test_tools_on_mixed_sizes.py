@@ -50,7 +50,7 @@ def run(request, tmp_path_factory):
         arguments = write_mixed(folder / "drawn").arguments()
     else:
         arguments = real_arguments(request.param, folder / "drawn", images=IMAGES, first=4)
-    resized = ("INPUT.MIN_SIZE_TEST", 64, "CRBP.STEPS", TRAINED)
+    resized = ("INPUT.MIN_SIZE_TEST", 64, "CRBP.SOLVER.STEPS", TRAINED)
     with registered(DRAWN, arguments):
         cfg, model = tiny_model(DRAWN, *resized)
         written = write_own_answers(folder / "data", DRAWN, cfg, model)
@@ -218,8 +218,8 @@ def test_tools_refuse_batches_of_photographs(run, tool, tmp_path, capsys):
 
 @once
 def test_dynamics_are_those_of_a_circuit_that_is_not_stopped(run):
-    loaded = load_run(str(run), ["CRBP.TEST_TOLERANCE", "0.9"])
+    loaded = load_run(str(run), ["CRBP.SOLVER.TEST_TOLERANCE", "0.9"])
     batch = next(iter(scoring_batches(loaded.cfg, NAME)))
     moving = observe_circuit(loaded.model, batch, [6]).changes
-    assert find_recurrence(loaded.model).test_tolerance == 0.9
+    assert find_recurrence(loaded.model).solver.test_tolerance == 0.9
     assert (moving > 0).all()

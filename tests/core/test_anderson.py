@@ -8,16 +8,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crbp_d2.core import (
+    AndersonAdjoint,
+    AndersonSteps,
     ConfigurationError,
     HGRUCell,
     MaskHGRUCell,
-    Recurrence,
     spectral_radius,
 )
-from crbp_d2.core.anderson import accelerated_steps, anderson_adjoint
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import AdjointReport
 from crbp_d2.core.state import to_parts
+from tests.core.built import built
 from tests.core.circuits import (
     CIRCUITS,
     LinearCell,
@@ -32,7 +33,11 @@ from tests.core.circuits import (
 )
 from tests.core.test_gradients import distance, estimated, incoming_for
 
-BOTH = {"acceleration": "anderson", "forward_acceleration": "anderson"}
+BOTH = {"adjoint_name": "anderson", "solver_name": "anderson"}
+
+
+def remembering(memory: int) -> dict[str, object]:
+    return {**BOTH, "adjoint_memory": memory, "solver_memory": memory}
 
 
 @pytest.fixture(params=CIRCUITS)
@@ -100,7 +105,7 @@ def settled(cell: nn.Module, drive: Tensor, state: Tensor) -> Tensor:
 
 def accelerated(cell: nn.Module, drive: Tensor, evaluations: int, memory: int = 5) -> Tensor:
     parts = (torch.zeros_like(drive),)
-    (state,) = accelerated_steps(Circuit(cell, drive, parts[0]), parts, evaluations, memory=memory)
+    (state,) = AndersonSteps(memory)(Circuit(cell, drive, parts[0]), parts, evaluations).state
     return state
 
 
@@ -120,8 +125,8 @@ def test_without_acceleration_it_is_the_plain_path_to_the_bit(case):
         vector = torch.autograd.grad(after, before, vector, retain_graph=True)
         total = tuple(t + v for t, v in zip(total, vector, strict=True))
     by_hand = torch.autograd.grad(after, flatten_drive_and_weights(cell, drive), total)
-    options = {"neumann_terms": 3, "neumann_tolerance": 0.0}
-    off = {"acceleration": "none", "forward_acceleration": "none"}
+    options = {"adjoint_terms": 3, "adjoint_tolerance": 0.0}
+    off = {"solver_name": "steps", "adjoint_name": "neumann"}
     for chosen in (options, {**options, **off}):
         found = estimated(cell, drive, incoming, "rbp", steps=9, **chosen)
         assert all(torch.equal(f, b) for f, b in zip(found, by_hand, strict=True))
@@ -180,7 +185,7 @@ def test_where_nothing_is_rejected_it_is_the_textbook_method():
     torch.manual_seed(3)
     cell, drive = circuit("tanh")
     for memory in (2, 5):
-        recurrence = Recurrence(cell, algorithm="rbp", steps=10, memory=memory, **BOTH)
+        recurrence = built(cell, algorithm="rbp", steps=10, **remembering(memory))
         expected = cell(drive, textbook(cell, drive, 9, memory))
         assert torch.allclose(recurrence(drive).state, expected, rtol=1e-7)
 
@@ -201,8 +206,8 @@ def test_gates_that_hardly_move_end_no_worse_than_plain_steps():
     drive = torch.rand(2, 8, 6, 6, dtype=torch.float64)
     cell = MaskHGRUCell(channels=8, gate_bias="released").double().eval()
     residuals = {}
-    for name, options in {"plain": {}, "anderson": {"forward_acceleration": "anderson"}}.items():
-        recurrence = Recurrence(cell, algorithm="rbp", steps=20, **options).eval()
+    for name, options in {"plain": {}, "anderson": {"solver_name": "anderson"}}.items():
+        recurrence = built(cell, algorithm="rbp", steps=20, **options).eval()
         with torch.no_grad():
             residuals[name] = recurrence(drive).diagnostics.residual
     assert (residuals["anderson"] < residuals["plain"]).all()
@@ -226,8 +231,8 @@ def test_twelve_evaluations_and_seven_products_beat_twenty_and_fifteen(name):
     radius = spectral_radius(cell, drive.detach(), state, iterations=100)
     assert ((radius > 0.95) & (radius < 0.98)).all()
     exact = implicit_gradient(cell, drive, state, incoming)
-    plain = estimated(cell, drive, incoming, "rbp", steps=20, neumann_terms=15)
-    found = estimated(cell, drive, incoming, "rbp", steps=12, neumann_terms=7, **BOTH)
+    plain = estimated(cell, drive, incoming, "rbp", steps=20, adjoint_terms=15)
+    found = estimated(cell, drive, incoming, "rbp", steps=12, adjoint_terms=7, **BOTH)
     assert distance(found, exact) < distance(plain, exact)
     flat = [torch.cat([g.reshape(-1) for g in gradients]) for gradients in (found, plain, exact)]
     cosine = torch.nn.functional.cosine_similarity
@@ -237,7 +242,7 @@ def test_twelve_evaluations_and_seven_products_beat_twenty_and_fifteen(name):
 def test_a_sample_does_not_depend_on_its_companions():
     torch.manual_seed(0)
     cell, drive = circuit("tanh")
-    recurrence = Recurrence(cell, algorithm="rbp", steps=9, neumann_terms=5, memory=2, **BOTH)
+    recurrence = built(cell, algorithm="rbp", steps=9, adjoint_terms=5, **remembering(2))
 
     def gradient(x):
         x = x.detach().requires_grad_()
@@ -256,7 +261,7 @@ def test_the_parts_of_a_state_are_mixed_as_one():
     cell, drive = circuit("conv_lstm")
     results = []
     for kind in (cell, OneTensor(cell)):
-        state = Recurrence(kind, algorithm="rbp", steps=8, neumann_terms=4, **BOTH)(drive).state
+        state = built(kind, algorithm="rbp", steps=8, adjoint_terms=4, **BOTH)(drive).state
         hidden, memory = state if isinstance(state, tuple) else state.chunk(2, dim=1)
         loss = (hidden.square() + memory.sin()).sum()
         results.append((hidden, memory, *torch.autograd.grad(loss, list(cell.parameters()))))
@@ -273,7 +278,7 @@ def test_evaluations_are_counted_and_every_one_is_observed():
         calls += 1
 
     cell.register_forward_hook(count)
-    recurrence = Recurrence(cell, algorithm="rbp", steps=7, neumann_terms=4, **BOTH)
+    recurrence = built(cell, algorithm="rbp", steps=7, adjoint_terms=4, **BOTH)
     for recorded in (True, False):
         seen: dict[int, Tensor] = {}
         calls = 0
@@ -294,7 +299,7 @@ def test_evaluations_are_counted_and_every_one_is_observed():
 @pytest.mark.parametrize(("steps", "terms", "samples"), [(1, 0, 2), (2, 1, 2), (3, 2, 0)])
 def test_the_smallest_runs_work(steps, terms, samples):
     cell, drive = circuit("conv_lstm")
-    recurrence = Recurrence(cell, algorithm="crbp", steps=steps, neumann_terms=terms, **BOTH)
+    recurrence = built(cell, algorithm="crbp", steps=steps, adjoint_terms=terms, **BOTH)
     result = recurrence(drive[:samples])
     (result.state[0].sum() + sum(result.penalties.values())).backward()
     if steps == 1:
@@ -305,7 +310,7 @@ def test_the_smallest_runs_work(steps, terms, samples):
             torch.ones(128, dtype=torch.float64),
             "rbp",
             steps=1,
-            neumann_terms=0,
+            adjoint_terms=0,
             **BOTH,
         )
         assert all(torch.equal(a, b) for a, b in zip(plain, one_step, strict=True))
@@ -314,7 +319,7 @@ def test_the_smallest_runs_work(steps, terms, samples):
 def test_lower_precision_changes_little():
     cell, drive = near_one("mask_hgru")
     incoming = incoming_for(cell, drive)
-    options = {"steps": 12, "neumann_terms": 7, **BOTH}
+    options = {"steps": 12, "adjoint_terms": 7, **BOTH}
     exact = estimated(cell, drive, incoming, "rbp", **options)
     single = estimated(
         cell.float(), drive.detach().float().requires_grad_(), incoming.float(), "rbp", **options
@@ -322,12 +327,14 @@ def test_lower_precision_changes_little():
     # Mixing amplifies rounding, a thousandfold at most here; the method is off by a tenth.
     assert distance([g.double() for g in single], exact) < 1e-3
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        state = Recurrence(cell, algorithm="rbp", **options)(drive.float()).state
+        state = built(cell, algorithm="rbp", **options)(drive.float()).state
     assert state.dtype == torch.float32 and torch.isfinite(state).all()
 
 
 def test_nothing_is_read_back_from_a_gpu():
     class Halving:
+        drives = ()
+
         def advance(self, parts):
             return (parts[0] * 0.5 + 1,)
 
@@ -335,9 +342,9 @@ def test_nothing_is_read_back_from_a_gpu():
         state = (torch.empty(3, 6, device="cuda"),)
         with pytest.raises(Exception, match="_local_scalar_dense"):
             bool((state[0] > 0).all())
-        found = accelerated_steps(Halving(), state, 6, memory=3)
+        found = AndersonSteps(memory=3)(Halving(), state, 6).state
         assert found[0].shape == (3, 6)
-        solve = anderson_adjoint(5, memory=3, tolerance=1e-3)
+        solve = AndersonAdjoint(terms=5, memory=3, tolerance=1e-3).solve
         (gradient,) = solve(lambda v: (v[0] * 0.5,), state, torch.ones(()), AdjointReport())
         assert gradient.is_cuda
 
@@ -345,25 +352,40 @@ def test_nothing_is_read_back_from_a_gpu():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"acceleration": "aitken"}, "acceleration is 'aitken'; choose from anderson, none"),
-        ({"forward_acceleration": "broyden"}, "forward_acceleration is 'broyden'"),
-        ({"memory": 0}, "memory must be at least 1"),
-        ({"acceleration": "anderson", "norm_cap": 1.0}, "norm_cap ends a plain Neumann series"),
-        ({"forward_acceleration": "anderson", "tolerance": 0.1}, "a fixed number of times"),
-        ({"forward_acceleration": "anderson", "test_tolerance": 0.1}, "test_tolerance stops"),
-        ({"forward_acceleration": "anderson", "early_from": 0.2}, "forward_acceleration"),
+        ({"adjoint_name": "aitken"}, "unknown adjoint 'aitken'; choose from anderson, "),
+        ({"solver_name": "broyden"}, "unknown solver 'broyden'"),
+        ({**BOTH, "adjoint_memory": 0}, "memory must be an integer of at least 1"),
+        ({**BOTH, "solver_memory": 0}, "memory must be an integer of at least 1"),
+        (
+            {"adjoint_name": "anderson", "adjoint_norm_cap": 1.0},
+            "the adjoint 'anderson' has no option 'norm_cap'",
+        ),
+        (
+            {"solver_name": "anderson", "solver_tolerance": 0.1},
+            "the solver 'anderson' has no option 'tolerance'",
+        ),
+        (
+            {"solver_name": "anderson", "solver_test_tolerance": 0.1},
+            "the solver 'anderson' has no option 'test_tolerance'",
+        ),
+        ({"solver_name": "anderson", "early_from": 0.2}, "early_from does not go with Anderson"),
     ],
 )
 def test_what_can_not_work_is_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
-        Recurrence(LinearCell(), algorithm="rbp", steps=5, **options)
+        built(LinearCell(), algorithm="rbp", steps=5, **options)
 
 
 def test_an_accelerated_adjoint_goes_with_a_tolerance_and_an_earlier_loss():
     torch.manual_seed(0)
     cell, drive = circuit("tanh")
-    recurrence = Recurrence(
-        cell, algorithm="rbp", steps=30, tolerance=1e-2, early_from=0.0, acceleration="anderson"
+    recurrence = built(
+        cell,
+        algorithm="rbp",
+        steps=30,
+        solver_tolerance=1e-2,
+        early_from=0.0,
+        adjoint_name="anderson",
     )
     result = recurrence(drive)
     assert result.early_states and (result.diagnostics.steps < 30).all()

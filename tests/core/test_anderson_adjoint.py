@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from crbp_d2.core.adjoint import adjoint_residual, neumann_series
-from crbp_d2.core.anderson import anderson_adjoint
+from crbp_d2.core import AndersonAdjoint, Neumann
+from crbp_d2.core.adjoints.equilibrium import adjoint_residual
 from crbp_d2.core.diagnostics import AdjointReport
 from crbp_d2.core.state import to_parts
 from tests.core.circuits import (
@@ -27,7 +27,7 @@ def matrix_adjoint(
     matrix: Tensor, g0: Tensor, terms: int, memory: int
 ) -> tuple[Tensor, AdjointReport]:
     report = AdjointReport()
-    solve = anderson_adjoint(terms, memory=memory)
+    solve = AndersonAdjoint(terms, memory, tolerance=0.0).solve
     (found,) = solve(lambda v: (v[0] @ matrix,), (g0,), ONE, report)
     return found, report
 
@@ -37,10 +37,10 @@ def test_a_memory_of_all_dimensions_solves_a_linear_adjoint_exactly():
     cell, drive = LinearCell(rho=0.9), vector_drive()
     incoming = torch.randn(drive.numel(), dtype=torch.float64)
     exact = implicit_gradient(cell, drive, fixed_point(cell, drive), incoming)
-    options = {"acceleration": "anderson", "memory": 6, "neumann_tolerance": 0.0}
-    found = estimated(cell, drive, incoming, "rbp", steps=600, neumann_terms=6, **options)
+    options = {"adjoint_name": "anderson", "adjoint_memory": 6, "adjoint_tolerance": 0.0}
+    found = estimated(cell, drive, incoming, "rbp", steps=600, adjoint_terms=6, **options)
     assert distance(found, exact) < 1e-10
-    series = estimated(cell, drive, incoming, "rbp", steps=600, neumann_terms=6)
+    series = estimated(cell, drive, incoming, "rbp", steps=600, adjoint_terms=6)
     assert distance(series, exact) > 0.1
 
 
@@ -55,7 +55,7 @@ def test_an_expanding_map_is_solved_where_the_series_gives_up():
     assert torch.allclose(found, exact, rtol=1e-12)
     assert not report.diverged.any() and (report.contraction_ratio > 0).all()
     series = AdjointReport()
-    neumann_series(6)(lambda v: (v[0] @ matrix,), (g0,), ONE, series)
+    Neumann(terms=6, tolerance=0.0).solve(lambda v: (v[0] @ matrix,), (g0,), ONE, series)
     assert series.diverged.all()
 
 
@@ -74,7 +74,7 @@ def test_the_reported_residual_is_true_and_never_rises(name, memory):
     previous = torch.full((2,), float("inf"), dtype=torch.float64)
     for terms in range(9):
         report = AdjointReport()
-        found = anderson_adjoint(terms, memory=memory)(vjp, g0, ONE, report)
+        found = AndersonAdjoint(terms, memory, tolerance=0.0).solve(vjp, g0, ONE, report)
         if terms == 0:
             assert all(torch.equal(f, g) for f, g in zip(found, g0, strict=True))
             continue
@@ -109,9 +109,9 @@ def test_products_that_are_not_finite_leave_their_sample_where_it_was():
         return (product,)
 
     report = AdjointReport()
-    (found,) = anderson_adjoint(4, memory=4)(vjp, (g0,), ONE, report)
+    (found,) = AndersonAdjoint(4, 4, tolerance=0.0).solve(vjp, (g0,), ONE, report)
     asked = 0
-    (after_one,) = anderson_adjoint(1, memory=4)(vjp, (g0,), ONE, AdjointReport())
+    (after_one,) = AndersonAdjoint(1, 4, tolerance=0.0).solve(vjp, (g0,), ONE, AdjointReport())
     assert torch.equal(found[0], after_one[0]) and torch.isfinite(found).all()
     assert report.diverged.tolist() == [True, False, False]
     assert report.terms.tolist() == [1, 4, 0]

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from crbp_d2.core import CELLS, ConfigurationError, ConvLSTMCell, HGRUCell, MaskHGRUCell
-from crbp_d2.core.cells.parts import ACTIVATIONS, softplus, state_norm
+from crbp_d2.core.cells.norms import state_norm
+from crbp_d2.core.ops.activations import ACTIVATIONS, softplus
 
 
 def parameters(module) -> int:

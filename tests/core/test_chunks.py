@@ -14,10 +14,10 @@ from crbp_d2.core import (
     HGRUCell,
     LipschitzCoefficientPenalty,
     NonFiniteError,
-    Recurrence,
 )
-from crbp_d2.core.chunks import chunks_of
 from crbp_d2.core.state import to_parts
+from crbp_d2.core.wrappers.chunks import chunks_of
+from tests.core.built import built
 from tests.core.circuits import circuit, flatten
 
 SAMPLES = 5
@@ -37,7 +37,7 @@ def setting(name: str, dtype: torch.dtype = torch.float64):
 
 def learn(cell: nn.Module, drive, **options):
     """Result, and gradients into drive and weights, of a loss with penalties."""
-    result = Recurrence(cell, steps=6, **options)(drive)
+    result = built(cell, steps=6, **options)(drive)
     weights = torch.linspace(-1, 1, flatten(result.state).numel(), dtype=drive.dtype)
     loss = flatten(result.state) @ weights + sum(result.penalties.values())
     return result, torch.autograd.grad(loss, [drive, *cell.parameters()])
@@ -48,7 +48,7 @@ def learn(cell: nn.Module, drive, **options):
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_chunks_are_the_run_at_once(name, size, dtype, digits):
     cell, drive = setting(name, dtype)
-    options = {"algorithm": "crbp", "penalties": PENALTIES, "neumann_terms": 4}
+    options = {"algorithm": "crbp", "penalties": PENALTIES, "adjoint_terms": 4}
     whole, expected = learn(cell, drive, **options)
     cut, found = learn(cell, drive, chunk_samples=size, **options)
     torch.testing.assert_close(flatten(cut.state), flatten(whole.state), rtol=digits, atol=digits)
@@ -76,9 +76,9 @@ def test_every_algorithm_that_records_the_last_step_alone_can_be_cut(algorithm):
 @pytest.mark.parametrize(
     "options",
     [
-        {"tolerance": 1e-2},
-        {"acceleration": "anderson", "forward_acceleration": "anderson"},
-        {"neumann_tolerance": 1e-2},
+        {"solver_tolerance": 1e-2},
+        {"adjoint_name": "anderson", "solver_name": "anderson"},
+        {"adjoint_tolerance": 1e-2},
     ],
 )
 def test_what_changes_the_solve_goes_with_chunks(options):
@@ -119,7 +119,7 @@ class Drawing:
 def test_the_backward_pass_draws_the_numbers_of_the_forward_pass_and_disturbs_no_others():
     cell, drive = setting("hgru")
     penalty = Drawing()
-    recurrence = Recurrence(cell, algorithm="rbp", penalties=(penalty,), steps=3, chunk_samples=2)
+    recurrence = built(cell, algorithm="rbp", penalties=(penalty,), steps=3, chunk_samples=2)
     torch.manual_seed(5)
     result = recurrence(drive)
     expected = torch.random.get_rng_state()
@@ -148,7 +148,7 @@ def test_random_samples_of_a_penalty_are_drawn_from_the_whole_batch(size, reduct
     penalty = Ones(weight=1.0, max_samples=3, reduction=reduction)
     drives = torch.cat([drive, drive]).detach().requires_grad_()
     options = {"algorithm": "rbp", "penalties": (penalty,), "steps": 3}
-    result = Recurrence(cell, chunk_samples=size, **options)(drives)
+    result = built(cell, chunk_samples=size, **options)(drives)
     assert sum(counts) == 3 and len(counts) == -(-10 // size)
     assert float(result.penalties["lcp"]) == pytest.approx(1 if reduction == "mean" else 10)
 
@@ -156,9 +156,9 @@ def test_random_samples_of_a_penalty_are_drawn_from_the_whole_batch(size, reduct
 def test_a_penalty_on_some_samples_differs_from_that_on_all_by_chance_alone():
     cell, drive = setting("hgru")
     options = {"algorithm": "rbp", "steps": 3, "chunk_samples": 2}
-    whole = Recurrence(cell, penalties=(LipschitzCoefficientPenalty(bound=0.0),), **options)
+    whole = built(cell, penalties=(LipschitzCoefficientPenalty(bound=0.0),), **options)
     some = LipschitzCoefficientPenalty(bound=0.0, max_samples=2)
-    drawn = Recurrence(cell, penalties=(some,), **options)
+    drawn = built(cell, penalties=(some,), **options)
     values = torch.stack([drawn(drive).penalties["lcp"].detach() for _ in range(200)])
     expected = float(whole(drive).penalties["lcp"])
     error = float(values.std()) / 200**0.5
@@ -181,7 +181,7 @@ class Dropping(nn.Module):
 
 def test_the_last_step_of_a_random_cell_is_the_same_in_both_passes():
     cell = Dropping()
-    recurrence = Recurrence(cell, algorithm="jfb", steps=4, chunk_samples=2)
+    recurrence = built(cell, algorithm="jfb", steps=4, chunk_samples=2)
     drive = torch.rand(4, 6, dtype=torch.float64)
     recurrence(drive)
     cell.drawn.clear()
@@ -199,7 +199,7 @@ def test_the_last_step_of_a_random_cell_is_the_same_in_both_passes():
 @pytest.mark.parametrize("training", [True, False])
 def test_small_batches_work(samples, training):
     cell, drive = setting("hgru")
-    recurrence = Recurrence(cell, algorithm="crbp", steps=3, chunk_samples=2).train(training)
+    recurrence = built(cell, algorithm="crbp", steps=3, chunk_samples=2).train(training)
     result = recurrence(drive[:samples])
     (result.state.sum() + sum(result.penalties.values())).backward()
     assert len(result.state) == samples and torch.isfinite(drive.grad).all()
@@ -209,7 +209,7 @@ def test_evaluation_mode_between_the_passes_changes_nothing():
     cell, drive = setting("hgru")
     gradients = []
     for switch in (False, True):
-        recurrence = Recurrence(cell, algorithm="crbp", steps=3, chunk_samples=2)
+        recurrence = built(cell, algorithm="crbp", steps=3, chunk_samples=2)
         result = recurrence(drive)
         recurrence.train(not switch)
         loss = result.state.sum() + result.penalties["lcp"]
@@ -219,8 +219,8 @@ def test_evaluation_mode_between_the_passes_changes_nothing():
 
 def test_outside_training_too():
     cell, drive = setting("conv_lstm")
-    whole = Recurrence(cell, algorithm="rbp", steps=4).eval()
-    cut = Recurrence(cell, algorithm="rbp", steps=4, chunk_samples=2).eval()
+    whole = built(cell, algorithm="rbp", steps=4).eval()
+    cut = built(cell, algorithm="rbp", steps=4, chunk_samples=2).eval()
     with torch.no_grad():
         assert torch.equal(flatten(cut(drive).state), flatten(whole(drive).state))
     (gradient,) = torch.autograd.grad(flatten(cut(drive).state).sum(), drive)
@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_the_number_of_samples_but_for_drive_and_state
     state = 4 * 8 * 16 * 16
 
     def growth(chunk_samples: int | None) -> float:
-        recurrence = Recurrence(cell, algorithm="crbp", steps=3, chunk_samples=chunk_samples)
+        recurrence = built(cell, algorithm="crbp", steps=3, chunk_samples=chunk_samples)
         saved = []
         for count in (4, 8):
             drive = torch.rand(count, 8, 16, 16)
@@ -248,7 +248,7 @@ def test_memory_does_not_grow_with_the_number_of_samples_but_for_drive_and_state
     assert growth(2) <= 3
 
     def level(count: int, chunk_samples: int | None) -> float:
-        recurrence = Recurrence(cell, algorithm="crbp", steps=3, chunk_samples=chunk_samples)
+        recurrence = built(cell, algorithm="crbp", steps=3, chunk_samples=chunk_samples)
         drive = torch.rand(count, 8, 16, 16)
         recurrence(drive)
         return bytes_saved_by(lambda: learn_nothing(recurrence, drive)) / state
@@ -265,7 +265,7 @@ def learn_nothing(recurrence, drive) -> None:
 def test_an_observed_run_sees_whole_batches():
     cell, drive = setting("hgru")
     seen = []
-    recurrence = Recurrence(cell, algorithm="rbp", steps=3, chunk_samples=2).eval()
+    recurrence = built(cell, algorithm="rbp", steps=3, chunk_samples=2).eval()
     recurrence(drive, observe=lambda step, parts: seen.append((step, len(parts[0]))))
     assert seen == [(1, SAMPLES), (2, SAMPLES), (3, SAMPLES)]
 
@@ -286,7 +286,7 @@ def test_the_step_that_overflows_is_named_as_of_the_run_at_once(steps):
     drive = torch.full((4, 3), 2.0, dtype=torch.float64)
     messages = []
     for size in (None, 4, 2):
-        recurrence = Recurrence(Bursting(), algorithm="jfb", steps=steps, chunk_samples=size)
+        recurrence = built(Bursting(), algorithm="jfb", steps=steps, chunk_samples=size)
         with pytest.raises(NonFiniteError) as raised:
             recurrence(drive)
         messages.append(str(raised.value).replace("2 of 2", "4 of 4"))
@@ -305,10 +305,10 @@ def test_an_infinite_state_is_named_by_its_step():
     ("options", "message"),
     [
         ({"chunk_samples": 0}, "at least 1"),
-        ({"algorithm": "bptt"}, "crbp, rbp, jfb or implicit"),
-        ({"algorithm": "tbptt"}, "crbp, rbp, jfb or implicit"),
-        ({"algorithm": "deq"}, "crbp, rbp, jfb or implicit"),
-        ({"norm_cap": 1.0}, "no norm_cap"),
+        ({"algorithm": "bptt"}, r"go with Unroll.*crbp, rbp, implicit, jfb"),
+        ({"algorithm": "tbptt"}, r"go with Unroll.*crbp, rbp, implicit, jfb"),
+        ({"algorithm": "deq"}, r"go with TorchDEQ.*crbp, rbp, implicit, jfb"),
+        ({"adjoint_norm_cap": 1.0}, "neumann without norm_cap"),
         ({"early_from": 0.5}, "early_from"),
         ({"on_nonfinite": "skip"}, "on_nonfinite"),
     ],
@@ -316,14 +316,14 @@ def test_an_infinite_state_is_named_by_its_step():
 def test_what_can_not_be_cut_is_refused(options, message):
     cell, _ = setting("hgru")
     with pytest.raises(ConfigurationError, match=message) as raised:
-        Recurrence(cell, **{"algorithm": "rbp", "chunk_samples": 2, **options})
+        built(cell, **{"algorithm": "rbp", "chunk_samples": 2, **options})
     assert raised.value.option == "chunk_samples"
 
 
 def test_batch_statistics_are_refused():
     cell = HGRUCell(channels=4, kernel_size=3, norm="BN")
     with pytest.raises(ConfigurationError, match=r"in parts.*suppression_norm"):
-        Recurrence(cell, algorithm="rbp", steps=2, chunk_samples=2)
+        built(cell, algorithm="rbp", steps=2, chunk_samples=2)
 
 
 @pytest.mark.parametrize(("count", "size"), [(5, 2), (6, 3), (7, 7), (9, 4), (3, 1)])
@@ -337,7 +337,7 @@ def test_chunks_cover_all_samples_once_and_are_of_nearly_equal_length(count, siz
 
 def test_parts_of_a_state_stay_together():
     cell, drive = setting("conv_lstm")
-    result = Recurrence(cell, algorithm="rbp", steps=3, chunk_samples=2)(drive)
+    result = built(cell, algorithm="rbp", steps=3, chunk_samples=2)(drive)
     assert len(to_parts(result.state)) == 2
     assert all(len(part) == SAMPLES for part in to_parts(result.state))
 
@@ -349,7 +349,7 @@ def test_mixed_precision_is_on_in_both_passes():
     found = []
     for size in (None, 2):
         with torch.autocast("cpu", torch.bfloat16):
-            result = Recurrence(cell, algorithm="rbp", steps=6, chunk_samples=size)(drive)
+            result = built(cell, algorithm="rbp", steps=6, chunk_samples=size)(drive)
         found.append(torch.autograd.grad(result.state.float().sum(), drive)[0])
     assert all(enabled) and len(enabled) == 6 + 3 * 6 + 3
     torch.testing.assert_close(*found, rtol=2e-2, atol=1e-3)

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from crbp_d2.core import ESTIMATORS, MaskHGRUCell, Recurrence
+from crbp_d2.core import ALGORITHMS, MaskHGRUCell, Recurrence
+from tests.core.built import built
 from tests.core.circuits import circuit, flatten, mask_hgru
 from tests.distributed import run_processes
 
 
 def head(algorithm: str = "crbp", **options) -> Recurrence:
     torch.manual_seed(0)
-    return Recurrence(MaskHGRUCell(channels=16), algorithm=algorithm, steps=6, **options)
+    return built(MaskHGRUCell(channels=16), algorithm=algorithm, steps=6, **options)
 
 
 def gradients(recurrence, drive, *, scale=1.0, dtype=None):
@@ -71,11 +72,11 @@ def test_a_gradient_scaler_skips_what_overflows_and_recovers():
     assert all(torch.isfinite(p).all() for p in recurrence.parameters())
 
 
-@pytest.mark.parametrize("algorithm", sorted(set(ESTIMATORS) - {"deq"}))
+@pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"deq"}))
 def test_accumulated_gradients_are_those_of_the_whole_batch(algorithm):
     torch.manual_seed(0)
     cell, drive = mask_hgru(), torch.rand(4, 8, 4, 4, dtype=torch.float64)
-    recurrence = Recurrence(cell, algorithm=f"{algorithm}+lcp", steps=8)
+    recurrence = built(cell, algorithm=f"{algorithm}+lcp", steps=8)
 
     def accumulate(*batches):
         recurrence.zero_grad()
@@ -91,7 +92,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(algorithm):
 
 def _distributed_gradients(rank: int, world: int) -> torch.Tensor:
     torch.manual_seed(0)
-    recurrence = Recurrence(mask_hgru(), algorithm="crbp", steps=8)
+    recurrence = built(mask_hgru(), algorithm="crbp", steps=8)
     drive = torch.rand(2, 8, 4, 4, dtype=torch.float64)
     share = drive.chunk(world)[rank]
     model = nn.parallel.DistributedDataParallel(recurrence) if world > 1 else recurrence
@@ -111,7 +112,7 @@ def test_distributed_gradients_are_those_of_one_process():
 @pytest.mark.parametrize("algorithm", ["bptt", "crbp", "phantom", "implicit"])
 def test_nothing_stays_alive_after_backward(algorithm):
     cell, drive = circuit("tanh")
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=6)
+    recurrence = built(cell, algorithm=algorithm, steps=6)
 
     def living() -> int:
         gc.collect()

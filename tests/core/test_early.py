@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crbp_d2.core import ConfigurationError, Recurrence
-from crbp_d2.core.early import EarlyStep
+from crbp_d2.core import ConfigurationError, EarlyState, Recurrence
+from tests.core.built import built
 from tests.core.circuits import TanhCell
 
 STEPS = 8
@@ -23,7 +23,7 @@ def trajectory(cell, drive) -> list[torch.Tensor]:
 def test_an_earlier_state_comes_with_the_gradient_of_its_own_step(algorithm):
     torch.manual_seed(0)
     cell, drive = TanhCell(6), torch.randn(3, 6, dtype=torch.float64)
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=STEPS, early_from=0.0)
+    recurrence = built(cell, algorithm=algorithm, steps=STEPS, early_from=0.0)
     states = trajectory(cell, drive)
     found = set()
     for _ in range(30):
@@ -40,27 +40,28 @@ def test_an_earlier_state_comes_with_the_gradient_of_its_own_step(algorithm):
 
 
 def test_the_step_is_drawn_from_those_after_the_beginning():
-    drawn = {EarlyStep(12, 0.5).step for _ in range(300)}
-    assert drawn == set(range(7, 12))
-    assert {EarlyStep(2, 0.9).step for _ in range(20)} == {1}
+    recurrence = Recurrence(TanhCell(4), steps=12)
+    late = EarlyState(recurrence, 0.5)
+    assert {late.draw(12) for _ in range(300)} == set(range(7, 12))
+    assert {EarlyState(recurrence, 0.9).draw(2) for _ in range(20)} == {1}
 
 
 def test_there_is_none_outside_training_and_by_default():
     cell, drive = TanhCell(4), torch.randn(2, 4, dtype=torch.float64)
-    recurrence = Recurrence(cell, algorithm="crbp", steps=STEPS, early_from=0.2)
+    recurrence = built(cell, algorithm="crbp", steps=STEPS, early_from=0.2)
     assert recurrence.eval()(drive).early_states == []
-    assert Recurrence(cell, algorithm="crbp", steps=STEPS)(drive).early_states == []
+    assert built(cell, algorithm="crbp", steps=STEPS)(drive).early_states == []
 
 
 @pytest.mark.parametrize(("begin", "steps"), [(-0.1, 5), (1.0, 5), (0.5, 1)])
 def test_impossible_options_are_refused(begin, steps):
     with pytest.raises(ConfigurationError, match="early_from"):
-        Recurrence(TanhCell(4), algorithm="jfb", steps=steps, early_from=begin)
+        built(TanhCell(4), algorithm="jfb", steps=steps, early_from=begin)
 
 
 def test_observing_passes_every_state_of_a_longer_run():
     cell, drive = TanhCell(4), torch.randn(2, 4, dtype=torch.float64)
-    recurrence = Recurrence(cell, algorithm="crbp", steps=3).eval()
+    recurrence = built(cell, algorithm="crbp", steps=3).eval()
     seen: dict[int, torch.Tensor] = {}
     with (
         torch.no_grad(),
@@ -77,13 +78,13 @@ def test_observing_passes_every_state_of_a_longer_run():
 
 def test_deq_has_no_earlier_step():
     pytest.importorskip("torchdeq")
-    with pytest.raises(ConfigurationError, match="early_from does not go with deq"):
-        Recurrence(TanhCell(4), algorithm="deq", steps=9, early_from=0.2)
+    with pytest.raises(ConfigurationError, match="early_from does not go with TorchDEQ"):
+        built(TanhCell(4), algorithm="deq", steps=9, early_from=0.2)
 
 
 def test_a_skipped_start_reaches_no_earlier_state():
     cell, drive = TanhCell(4), torch.randn(3, 4, dtype=torch.float64)
-    recurrence = Recurrence(
+    recurrence = built(
         cell, algorithm="jfb", steps=2, early_from=0.0, on_nonfinite="skip", penalties=()
     )
     start = torch.zeros_like(drive)

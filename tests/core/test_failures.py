@@ -11,10 +11,10 @@ from crbp_d2.core import (
     ConfigurationError,
     LipschitzCoefficientPenalty,
     NonFiniteError,
-    Recurrence,
-    build_estimator,
+    build_recurrence,
     spectral_radius,
 )
+from tests.core.built import built
 from tests.core.circuits import LinearCell, circuit, vector_drive
 
 
@@ -44,7 +44,7 @@ class Returning(nn.Module):
 @pytest.mark.parametrize("algorithm", ["bptt", "rbp"])
 def test_a_cell_that_breaks_its_contract_is_named(function, message, algorithm):
     with pytest.raises(CellError, match=message):
-        Recurrence(Returning(function), algorithm=algorithm, steps=3)(vector_drive())
+        built(Returning(function), algorithm=algorithm, steps=3)(vector_drive())
 
 
 def test_a_tuple_state_must_stay_a_tuple_of_that_length():
@@ -56,22 +56,22 @@ def test_a_tuple_state_must_stay_a_tuple_of_that_length():
             return (*state, drive)
 
     with pytest.raises(CellError, match="2 tensors and returned 3"):
-        Recurrence(Pair(), algorithm="bptt", steps=2)(vector_drive())
+        built(Pair(), algorithm="bptt", steps=2)(vector_drive())
 
 
 def test_a_parameter_that_is_never_trained_is_named():
     cell = LinearCell()
     cell.forgotten = nn.Parameter(torch.ones(3, dtype=torch.float64))
     with pytest.raises(CellError, match="forgotten"):
-        Recurrence(cell, steps=2)(vector_drive())
+        built(cell, steps=2)(vector_drive())
     cell.forgotten.requires_grad_(False)
-    Recurrence(cell, steps=2)(vector_drive())
+    built(cell, steps=2)(vector_drive())
 
 
 def test_inference_tensors_are_refused_in_training_only():
     with torch.inference_mode():
         drive = torch.randn(2, 6, dtype=torch.float64)
-    recurrence = Recurrence(LinearCell(), steps=2)
+    recurrence = built(LinearCell(), steps=2)
     with pytest.raises(CellError, match="clone"):
         recurrence(drive)
     with torch.inference_mode():
@@ -81,45 +81,45 @@ def test_inference_tensors_are_refused_in_training_only():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "backprop"}, "bptt, crbp, deq, implicit, jfb, phantom, rbp, tbptt"),
-        ({"algorithm": "bptt+l2"}, "unknown algorithm"),
-        ({"algorithm": "rbp", "terms": 3}, "neumann_terms"),
-        ({"algorithm": "jfb", "neumann_terms": 3}, "it takes none"),
-        ({"algorithm": "rbp", "neumann_terms": -1}, "neumann_terms"),
-        ({"algorithm": "rbp", "neumann_tolerance": -1.0}, "neumann_tolerance"),
-        ({"algorithm": "rbp", "norm_cap": -1.0}, "norm_cap"),
-        ({"algorithm": "tbptt", "length": 0}, "length"),
-        ({"algorithm": "phantom", "damping": 0.0}, "damping"),
-        ({"algorithm": "phantom", "length": 0}, "length"),
-        ({"algorithm": "implicit", "adjoint_tolerance": 0.0}, "adjoint_tolerance"),
-        ({"algorithm": "deq", "forward_solver": "newton"}, "anderson"),
+        ({"algorithm": "gradient"}, "bptt, crbp, deq, implicit, jfb, phantom, rbp, tbptt"),
+        ({"algorithm": "cbrp"}, "unknown algorithm 'cbrp'; did you mean crbp?"),
+        ({"algorithm": "bptt+l2"}, "unknown penalty 'l2'; choose from frobenius, lcp, spectral"),
+        ({"algorithm": "rbp", "adjoint_term": 3}, "has no option 'term'; did you mean terms?"),
+        ({"algorithm": "jfb", "adjoint_terms": 3}, "it takes none"),
+        ({"algorithm": "rbp", "adjoint_terms": -1}, "terms must be an integer of at least 0"),
+        ({"algorithm": "rbp", "adjoint_tolerance": -1.0}, "tolerance must be at least 0"),
+        ({"algorithm": "rbp", "adjoint_norm_cap": -1.0}, "norm_cap"),
+        ({"algorithm": "tbptt", "adjoint_length": 0}, "length"),
+        ({"algorithm": "phantom", "adjoint_damping": 0.0}, "damping"),
+        ({"algorithm": "phantom", "adjoint_length": 0}, "length"),
+        ({"algorithm": "implicit", "adjoint_tolerance": 0.0}, "tolerance must lie in"),
+        ({"algorithm": "deq", "solver_method": "newton"}, "anderson"),
         ({"steps": 0}, "steps"),
         ({"steps": 2.5}, "steps"),
         ({"test_steps": -1}, "steps"),
-        ({"tolerance": 0.0}, "tolerance"),
-        ({"test_tolerance": -1.0}, "test_tolerance"),
+        ({"solver_tolerance": 0.0}, "tolerance"),
+        ({"solver_test_tolerance": -1.0}, "test_tolerance"),
         ({"on_nonfinite": "ignore"}, "raise, skip"),
-        ({"algorithm": "tbptt", "length": 3, "steps": 2}, "only 2 steps"),
-        ({"algorithm": "phantom", "length": 3, "steps": 2}, "only 2 steps"),
-        ({"algorithm": "bptt", "tolerance": 0.1}, "test_tolerance"),
-        ({"algorithm": "deq", "tolerance": 0.1}, "test_tolerance"),
+        ({"algorithm": "tbptt", "adjoint_length": 3, "steps": 2}, "only 2 steps"),
+        ({"algorithm": "phantom", "adjoint_length": 3, "steps": 2}, "only 2 steps"),
+        ({"algorithm": "bptt", "solver_tolerance": 0.1}, "test_tolerance"),
+        ({"algorithm": "deq", "solver_test_tolerance": 0.1}, "no option 'test_tolerance'"),
         ({"algorithm": "deq", "steps": 3}, "at least 4 steps"),
-        ({"penalties": ()}, "add LipschitzCoefficientPenalty"),
         ({"penalties": (LipschitzCoefficientPenalty(),) * 2}, "different names"),
     ],
 )
 def test_impossible_options_are_refused_when_built(options, message):
     with pytest.raises(ConfigurationError, match=message):
-        Recurrence(LinearCell(), **options)
+        built(LinearCell(), **options)
 
 
-def test_unknown_estimators_list_the_choices():
-    with pytest.raises(ConfigurationError, match="bptt, deq, implicit"):
-        build_estimator("nothing")
+def test_options_of_a_penalty_that_the_algorithm_does_not_have_are_refused():
+    with pytest.raises(ConfigurationError, match=r"'spectral', which crbp does not have; say crbp"):
+        build_recurrence("crbp", LinearCell(), penalties={"spectral": {"margin": 0.5}})
 
 
 def test_more_recorded_steps_than_this_run_has_are_refused():
-    recurrence = Recurrence(LinearCell(), algorithm="tbptt", steps=5, length=3)
+    recurrence = built(LinearCell(), algorithm="tbptt", steps=5, adjoint_length=3)
     with pytest.raises(ConfigurationError, match="only 2 steps"):
         recurrence(vector_drive(), steps=2)
 
@@ -127,8 +127,8 @@ def test_more_recorded_steps_than_this_run_has_are_refused():
 def test_synchronised_batch_norm_with_a_penalty_is_refused():
     cell = nn.Sequential(nn.SyncBatchNorm(3))
     with pytest.raises(ConfigurationError, match="SyncBatchNorm"):
-        Recurrence(cell, algorithm="crbp")
-    Recurrence(cell, algorithm="rbp")
+        built(cell, algorithm="crbp")
+    built(cell, algorithm="rbp")
 
 
 class Exploding(nn.Module):
@@ -146,7 +146,7 @@ def test_a_state_that_overflows_names_the_step_and_the_residual():
     drive = torch.tensor([[0.0], [1.0]])
     # 1 + 1e10 + 1e20 + ...: step 5 exceeds 3e38.
     for training in (True, False):
-        recurrence = Recurrence(Exploding(), algorithm="rbp", steps=9).train(training)
+        recurrence = built(Exploding(), algorithm="rbp", steps=9).train(training)
         with pytest.raises(NonFiniteError, match=r"step 5 of 9 in 1 of 2 samples.* was 1\."):
             recurrence(drive)
 
@@ -162,7 +162,7 @@ def test_skipped_samples_are_counted_and_leave_the_others_alone(algorithm):
         good = drive[[0, 2]] + 0.25
         bad[[0, 2]] = good
     bad.requires_grad_()
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=9, on_nonfinite="skip")
+    recurrence = built(cell, algorithm=algorithm, steps=9, on_nonfinite="skip")
     result = recurrence(bad)
     assert result.diagnostics.skipped_samples == 1
     assert result.diagnostics.scalars()["skipped_samples"] == 1
@@ -180,26 +180,26 @@ def test_weights_that_are_not_finite_raise_even_when_samples_are_skipped():
     with torch.no_grad():
         cell.matrix.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="step 1 of 4"):
-        Recurrence(cell, steps=4, on_nonfinite="skip")(vector_drive())
+        built(cell, steps=4, on_nonfinite="skip")(vector_drive())
 
 
 @pytest.mark.parametrize(
     ("algorithm", "options"),
-    [("bptt", {}), ("bptt", {"every_step": True}), ("rbp", {}), ("implicit", {})],
+    [("bptt", {}), ("rbp", {}), ("implicit", {})],
 )
 def test_a_gradient_that_is_not_finite_raises_or_is_skipped(algorithm, options):
     cell, drive = LinearCell(), vector_drive()
     factor = torch.tensor([[1.0], [float("inf")]], dtype=torch.float64)
 
     def run(**more):
-        result = Recurrence(cell, algorithm=algorithm, steps=4, **options, **more)(drive)
+        result = built(cell, algorithm=algorithm, steps=4, **options, **more)(drive)
         return result, (result.states or [result.state])[-1]
 
     with pytest.raises(NonFiniteError, match="step 4 is not finite in 1 of 2"):
         (run()[1] * factor).sum().backward()
     result, state = run(on_nonfinite="skip")
     (state * factor).sum().backward()
-    assert int(result.diagnostics.adjoint.skipped) == 1
+    assert result.diagnostics.skipped_samples == 1
     assert torch.isfinite(drive.grad).all() and not drive.grad[1].any() and drive.grad[0].any()
 
 
@@ -210,7 +210,7 @@ def test_skipped_samples_are_not_penalised(reduction, max_samples):
     penalty = LipschitzCoefficientPenalty(bound=0.0, reduction=reduction, max_samples=max_samples)
 
     def value(x):
-        recurrence = Recurrence(cell, steps=3, penalties=(penalty,), on_nonfinite="skip")
+        recurrence = built(cell, steps=3, penalties=(penalty,), on_nonfinite="skip")
         return recurrence(x).penalties["lcp"]
 
     # The Jacobian of a linear cell is the same everywhere.

@@ -19,11 +19,11 @@ from crbp_d2.core import (
     HGRUCell,
     JacobianFrobeniusPenalty,
     LipschitzCoefficientPenalty,
-    Recurrence,
     SpectralPenalty,
 )
-from crbp_d2.core.cells import fft_convolution
-from crbp_d2.core.cells.fft_convolution import LongRangeConv2d, kernel_spectrum, tiling
+from crbp_d2.core.ops import fft_convolution
+from crbp_d2.core.ops.fft_convolution import LongRangeConv2d, kernel_spectrum, tiling
+from tests.core.built import built
 
 # Input and output channels, kernel, height, width: one tile, several, maps below the kernel's size,
 # tiles that reach over more than two blocks.
@@ -388,7 +388,7 @@ def test_learning_is_the_same_with_all_penalties(algorithm):
             JacobianFrobeniusPenalty(),
             SpectralPenalty(margin=0.1),
         )
-        recurrence = Recurrence(cell, algorithm=algorithm, steps=5, penalties=penalties)
+        recurrence = built(cell, algorithm=algorithm, steps=5, penalties=penalties)
         leaf = drive.clone().requires_grad_()
         torch.manual_seed(1)
         result = recurrence(leaf)
@@ -419,9 +419,7 @@ def test_the_series_computes_no_gradients_of_kernels(terms):
     cell = cells()[1]
     drive = torch.rand(2, 3, 12, 10, dtype=torch.float64)
     shape = kernel_spectrum(cell.suppression.weight, tiling(12, 10, 9, 3)).shape
-    recurrence = Recurrence(
-        cell, algorithm="rbp", steps=3, neumann_terms=terms, neumann_tolerance=0.0
-    )
+    recurrence = built(cell, algorithm="rbp", steps=3, adjoint_terms=terms, adjoint_tolerance=0.0)
     state = recurrence(drive).state
     with KernelGradients(shape) as counted_:
         state.sum().backward()

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from crbp_d2.core import (
-    ESTIMATORS,
+    ALGORITHMS,
     ConfigurationError,
     HGRUCell,
     LipschitzCoefficientPenalty,
-    Recurrence,
 )
-from crbp_d2.core.cells.parts import StateBatchNorm2d
+from crbp_d2.core.cells.norms import StateBatchNorm2d
+from tests.core.built import built
 from tests.core.circuits import (
     CIRCUITS,
     LinearCell,
@@ -47,8 +47,8 @@ def test_every_estimator_runs_the_same_steps_forward(name):
     with torch.no_grad():
         for _ in range(STEPS):
             state = cell(drive, state)
-    for algorithm in set(ESTIMATORS) - {"deq", "phantom"}:
-        recurrence = Recurrence(cell, algorithm=algorithm, steps=STEPS)
+    for algorithm in set(ALGORITHMS) - {"deq", "phantom"}:
+        recurrence = built(cell, algorithm=algorithm, steps=STEPS)
         assert torch.equal(flatten(recurrence(drive).state), flatten(state)), algorithm
         recurrence.eval()
         with torch.no_grad():
@@ -58,7 +58,7 @@ def test_every_estimator_runs_the_same_steps_forward(name):
 def test_steps_in_training_and_testing_differ_freely():
     torch.manual_seed(0)
     cell, drive = LinearCell(), vector_drive()
-    recurrence = Recurrence(cell, algorithm="rbp", steps=3, test_steps=7)
+    recurrence = built(cell, algorithm="rbp", steps=3, test_steps=7)
     assert float(recurrence(drive).diagnostics.steps[0]) == 3
     assert float(recurrence(drive, steps=5).diagnostics.steps[0]) == 5
     recurrence.eval()
@@ -69,21 +69,21 @@ def test_steps_in_training_and_testing_differ_freely():
 def test_steps_are_drawn_in_training_only(algorithm):
     torch.manual_seed(0)
     cell, drive = TanhCell(), vector_drive()
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=6, steps_spread=1)
+    recurrence = built(cell, algorithm=algorithm, steps=6, spread=1)
     taken = [recurrence(drive).diagnostics.steps for _ in range(60)]
     assert all(bool((one == one[0]).all()) for one in taken)
     assert {int(one[0]) for one in taken} == {5, 6, 7}
     assert recurrence(drive, steps=5).diagnostics.steps.tolist() == [5, 5]
     assert recurrence.eval()(drive).diagnostics.steps.tolist() == [6, 6]
-    with pytest.raises(ConfigurationError, match="steps_spread must be an integer of at least 0"):
-        Recurrence(cell, algorithm=algorithm, steps=6, steps_spread=-1)
-    with pytest.raises(ConfigurationError, match="steps_spread must be below steps"):
-        Recurrence(cell, algorithm=algorithm, steps=6, steps_spread=6)
+    with pytest.raises(ConfigurationError, match="spread must be an integer of at least 0"):
+        built(cell, algorithm=algorithm, steps=6, spread=-1)
+    with pytest.raises(ConfigurationError, match="spread must be below steps"):
+        built(cell, algorithm=algorithm, steps=6, spread=6)
 
 
 def test_a_spread_that_leaves_too_few_steps_is_refused():
     with pytest.raises(ConfigurationError, match="only 2 steps"):
-        Recurrence(LinearCell(), algorithm="tbptt", steps=4, steps_spread=2, length=3)
+        built(LinearCell(), algorithm="tbptt", steps=4, spread=2, adjoint_length=3)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -94,8 +94,8 @@ def test_settled_samples_leave_the_batch(training):
     near = torch.linalg.solve(torch.eye(6, dtype=torch.float64) - cell.matrix.detach(), drive[2])
     begin = torch.zeros_like(drive)
     begin[2] = near
-    recurrence = Recurrence(
-        cell, algorithm="rbp", steps=200, tolerance=1e-6, test_tolerance=1e-6
+    recurrence = built(
+        cell, algorithm="rbp", steps=200, solver_tolerance=1e-6, solver_test_tolerance=1e-6
     ).train(training)
     seen = []
     with torch.set_grad_enabled(training):
@@ -121,7 +121,7 @@ def test_observed_states_are_those_of_each_step():
             expected.append(flatten(state))
     for algorithm in ("bptt", "tbptt", "rbp"):
         seen = []
-        Recurrence(cell, algorithm=algorithm, steps=5)(
+        built(cell, algorithm=algorithm, steps=5)(
             drive, observe=lambda t, parts, seen=seen: seen.append((t, flatten(parts)))
         )
         assert [t for t, _ in seen] == [1, 2, 3, 4, 5]
@@ -132,9 +132,7 @@ def test_observed_states_are_those_of_each_step():
 def test_diagnostics_of_a_linear_map_are_known():
     torch.manual_seed(0)
     cell, drive = LinearCell(rho=0.6), vector_drive()
-    recurrence = Recurrence(
-        cell, algorithm="crbp", steps=60, neumann_terms=25, neumann_tolerance=0.0
-    )
+    recurrence = built(cell, algorithm="crbp", steps=60, adjoint_terms=25, adjoint_tolerance=0.0)
     result = recurrence(drive)
     assert result.diagnostics.adjoint.terms is None
     (result.state.square().sum() + sum(result.penalties.values())).backward()
@@ -153,7 +151,7 @@ def test_a_diverging_series_stops_and_is_counted():
     cell, drive = LinearCell(rho=0.6), vector_drive()
     with torch.no_grad():
         cell.matrix.copy_(1.3 * torch.eye(6, dtype=torch.float64))
-    result = Recurrence(cell, algorithm="rbp", steps=3)(drive)
+    result = built(cell, algorithm="rbp", steps=3)(drive)
     result.state.sum().backward()
     assert result.diagnostics.adjoint.diverged.all()
     assert not result.diagnostics.adjoint.terms.any()
@@ -163,7 +161,7 @@ def test_a_diverging_series_stops_and_is_counted():
 def test_the_series_of_a_sample_does_not_depend_on_its_companions():
     torch.manual_seed(0)
     cell, drive = circuit("tanh")
-    recurrence = Recurrence(cell, algorithm="rbp", steps=9, neumann_tolerance=1e-3)
+    recurrence = built(cell, algorithm="rbp", steps=9, adjoint_tolerance=1e-3)
 
     def gradient(x):
         x = x.detach().requires_grad_()
@@ -195,12 +193,12 @@ def test_batch_norm_statistics_in_training_and_evaluation():
         ("crbp", {"early_from": 0.0}, 1),
         ("rbp", {"penalties": (LipschitzCoefficientPenalty(max_samples=2),)}, 1),
         ("bptt", {}, 5),
-        ("bptt", {"checkpointed": True}, 5),
+        ("bptt", {"adjoint_checkpointed": True}, 5),
     ],
 )
 def test_batch_norm_statistics_follow_each_recorded_step_once(algorithm, options, steps_seen):
     cell = HGRUCell(channels=4, kernel_size=3, norm="BN")
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=5, **options)
+    recurrence = built(cell, algorithm=algorithm, steps=5, **options)
     result = recurrence(torch.rand(3, 4, 6, 6))
     loss = sum(state.sum() for state in (result.state, *result.early_states))
     (loss + sum(result.penalties.values())).backward()
@@ -211,9 +209,9 @@ def test_another_cell_takes_over_all_steps():
     torch.manual_seed(0)
     first, drive = circuit("tanh")
     second, _ = circuit("tanh")
-    recurrence = Recurrence(first, algorithm="rbp", steps=5)
+    recurrence = built(first, algorithm="rbp", steps=5)
     recurrence.cell = second
-    expected = Recurrence(second, algorithm="rbp", steps=5)(drive).state
+    expected = built(second, algorithm="rbp", steps=5)(drive).state
     assert torch.equal(recurrence(drive).state, expected)
 
 
@@ -223,7 +221,7 @@ def test_what_is_learned_is_what_runs_without_gradients(algorithm):
         pytest.importorskip("torchdeq")
     torch.manual_seed(0)
     cell, drive = circuit("tanh")
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=12).eval()
+    recurrence = built(cell, algorithm=algorithm, steps=12).eval()
     recorded = recurrence(drive).state
     with torch.no_grad():
         assert torch.allclose(recurrence(drive).state, recorded, rtol=1e-6, atol=1e-8)
@@ -242,8 +240,8 @@ def test_deq_finds_an_equilibrium_that_plain_steps_miss():
 
     torch.manual_seed(0)
     drive = 0.3 * torch.randn(4, 6)
-    deq = Recurrence(Flipping(), algorithm="deq", steps=40).eval()
-    plain = Recurrence(Flipping(), algorithm="rbp", steps=40).eval()
+    deq = built(Flipping(), algorithm="deq", steps=40).eval()
+    plain = built(Flipping(), algorithm="rbp", steps=40).eval()
     with torch.no_grad():
         assert float(deq(drive).diagnostics.residual.max()) < 1e-2
         assert float(plain(drive).diagnostics.residual.max()) > 0.1
@@ -255,7 +253,7 @@ def test_predictions_do_not_depend_on_the_companions_in_evaluation(norm):
     torch.manual_seed(0)
     cell = HGRUCell(channels=4, kernel_size=3, norm=norm).double()
     drive = torch.rand(3, 4, 6, 6, dtype=torch.float64)
-    recurrence = Recurrence(cell, algorithm="rbp", steps=4)
+    recurrence = built(cell, algorithm="rbp", steps=4)
     recurrence(drive).state.sum().backward()
     recurrence.eval()
     with torch.no_grad():
@@ -266,13 +264,13 @@ def test_predictions_do_not_depend_on_the_companions_in_evaluation(norm):
 def test_tolerance_and_batch_statistics_exclude_each_other():
     cell = HGRUCell(channels=4, kernel_size=3, norm="BN")
     with pytest.raises(ConfigurationError, match="suppression_norm"):
-        Recurrence(cell, algorithm="rbp", steps=4, tolerance=1e-2)
-    recurrence = Recurrence(cell, algorithm="rbp", steps=4, test_tolerance=1e-2)
+        built(cell, algorithm="rbp", steps=4, solver_tolerance=1e-2)
+    recurrence = built(cell, algorithm="rbp", steps=4, solver_test_tolerance=1e-2)
     with torch.no_grad():
         recurrence.eval()(torch.rand(2, 4, 6, 6))
 
 
 def test_a_model_prints_its_algorithm():
-    text = repr(Recurrence(LinearCell(), algorithm="bptt+lcp", steps=4))
-    assert "bptt+lcp" in text and "steps=4" in text and "LipschitzCoefficientPenalty" in text
-    assert isinstance(Recurrence(LinearCell()), nn.Module)
+    text = repr(built(LinearCell(), algorithm="bptt+lcp", steps=4))
+    assert "Unroll(length=None" in text and "steps=4" in text and "lcp" in text
+    assert isinstance(built(LinearCell()), nn.Module)

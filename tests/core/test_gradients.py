@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crbp_d2.core import Recurrence
+from tests.core.built import built
 from tests.core.circuits import (
     CIRCUITS,
     LinearCell,
@@ -25,7 +25,7 @@ CONVERGED = 600
 
 def estimated(cell, drive, incoming: Tensor, algorithm: str, **options) -> list[Tensor]:
     """Gradients of `incoming . state` into drive and weights."""
-    recurrence = Recurrence(cell, algorithm=algorithm, **options)
+    recurrence = built(cell, algorithm=algorithm, **options)
     state = flatten(recurrence(drive).state)
     return list(torch.autograd.grad(state @ incoming, flatten_drive_and_weights(cell, drive)))
 
@@ -70,7 +70,7 @@ def test_rbp_with_many_terms_equals_the_dense_solve(case):
     _, cell, drive, incoming = case
     exact = implicit_gradient(cell, drive, fixed_point(cell, drive), incoming)
     found = estimated(
-        cell, drive, incoming, "rbp", steps=CONVERGED, neumann_terms=400, neumann_tolerance=0.0
+        cell, drive, incoming, "rbp", steps=CONVERGED, adjoint_terms=400, adjoint_tolerance=0.0
     )
     # A term that grows for once ends the series of its sample, so ask where none does.
     jacobian = dense_jacobian(cell, drive, fixed_point(cell, drive))
@@ -94,8 +94,8 @@ def test_the_error_of_rbp_falls_as_rho_to_the_terms_plus_one(rho):
             incoming,
             "rbp",
             steps=CONVERGED,
-            neumann_terms=terms,
-            neumann_tolerance=0.0,
+            adjoint_terms=terms,
+            adjoint_tolerance=0.0,
         )[0]
         errors.append(float((found - exact).norm()))
     # The rest of the series is (J^T)^(K+1) (I - J)^-T g0: at most rho^(K+1) |exact|, here (J
@@ -108,7 +108,7 @@ def test_the_error_of_rbp_falls_as_rho_to_the_terms_plus_one(rho):
 def test_jfb_is_rbp_without_terms(case):
     _, cell, drive, incoming = case
     one_step = estimated(cell, drive, incoming, "jfb", steps=9)
-    no_terms = estimated(cell, drive, incoming, "rbp", steps=9, neumann_terms=0)
+    no_terms = estimated(cell, drive, incoming, "rbp", steps=9, adjoint_terms=0)
     state = start(cell, drive)
     with torch.no_grad():
         for _ in range(8):
@@ -130,9 +130,9 @@ def test_bptt_equals_a_loop_in_plain_autograd(case):
         torch.autograd.grad(flatten(state) @ incoming, flatten_drive_and_weights(cell, drive))
     )
     assert distance(estimated(cell, drive, incoming, "bptt", steps=6), by_hand) < 1e-14
-    checkpointed = estimated(cell, drive, incoming, "bptt", steps=6, checkpointed=True)
+    checkpointed = estimated(cell, drive, incoming, "bptt", steps=6, adjoint_checkpointed=True)
     assert distance(checkpointed, by_hand) < 1e-14
-    whole = estimated(cell, drive, incoming, "tbptt", steps=6, length=6)
+    whole = estimated(cell, drive, incoming, "tbptt", steps=6, adjoint_length=6)
     assert distance(whole, by_hand) < 1e-14
 
 
@@ -148,13 +148,18 @@ def test_tbptt_differentiates_the_last_steps_only(case):
     by_hand = list(
         torch.autograd.grad(flatten(state) @ incoming, flatten_drive_and_weights(cell, drive))
     )
-    assert distance(estimated(cell, drive, incoming, "tbptt", steps=6, length=2), by_hand) < 1e-14
+    assert (
+        distance(estimated(cell, drive, incoming, "tbptt", steps=6, adjoint_length=2), by_hand)
+        < 1e-14
+    )
 
 
 def test_phantom_is_the_damped_unroll(case):
     _, cell, drive, incoming = case
-    undamped = estimated(cell, drive, incoming, "phantom", steps=8, length=3, damping=1.0)
-    truncated = estimated(cell, drive, incoming, "tbptt", steps=8, length=3)
+    undamped = estimated(
+        cell, drive, incoming, "phantom", steps=8, adjoint_length=3, adjoint_damping=1.0
+    )
+    truncated = estimated(cell, drive, incoming, "tbptt", steps=8, adjoint_length=3)
     assert distance(undamped, truncated) < 1e-13
 
 
@@ -164,7 +169,13 @@ def test_phantom_on_a_linear_map_matches_its_closed_form():
     incoming = torch.randn(drive.numel(), dtype=torch.float64)
     damping, length = 0.5, 4
     found = estimated(
-        cell, drive, incoming, "phantom", steps=CONVERGED, length=length, damping=damping
+        cell,
+        drive,
+        incoming,
+        "phantom",
+        steps=CONVERGED,
+        adjoint_length=length,
+        adjoint_damping=damping,
     )[0]
     matrix = cell.matrix.detach()
     damped = (1 - damping) * torch.eye(6, dtype=torch.float64) + damping * matrix
@@ -176,7 +187,7 @@ def test_phantom_on_a_linear_map_matches_its_closed_form():
 def test_a_loss_on_every_step_sums_their_gradients():
     torch.manual_seed(5)
     cell, drive = circuit("tanh")
-    recurrence = Recurrence(cell, algorithm="bptt", steps=4, every_step=True)
+    recurrence = built(cell, algorithm="bptt", steps=4)
     states = recurrence(drive).states
     assert len(states) == 4
     found = torch.autograd.grad(sum(s.square().sum() for s in states), cell.matrix)[0]
@@ -191,11 +202,11 @@ def test_a_start_gets_the_gradient_of_bptt_and_none_of_an_equilibrium():
     torch.manual_seed(5)
     cell, drive = circuit("tanh")
     initial = torch.randn_like(drive).requires_grad_()
-    recurrence = Recurrence(cell, algorithm="bptt", steps=3)
+    recurrence = built(cell, algorithm="bptt", steps=3)
     assert torch.autograd.gradcheck(
         lambda x, h: recurrence(x, h).state, (drive, initial), atol=1e-8
     )
-    state = Recurrence(cell, algorithm="rbp", steps=3)(drive, initial).state
+    state = built(cell, algorithm="rbp", steps=3)(drive, initial).state
     (gradient,) = torch.autograd.grad(state.sum(), initial, allow_unused=True)
     assert gradient is None
 
@@ -204,8 +215,8 @@ def test_a_start_gets_the_gradient_of_bptt_and_none_of_an_equilibrium():
 def test_gradcheck_at_an_equilibrium(algorithm):
     torch.manual_seed(11)
     cell, drive = LinearCell(size=4, rho=0.5), vector_drive(4)
-    options = {"neumann_terms": 60, "neumann_tolerance": 0.0} if algorithm == "rbp" else {}
-    recurrence = Recurrence(cell, algorithm=algorithm, steps=80, **options)
+    options = {"adjoint_terms": 60, "adjoint_tolerance": 0.0} if algorithm == "rbp" else {}
+    recurrence = built(cell, algorithm=algorithm, steps=80, **options)
     assert torch.autograd.gradcheck(lambda x: recurrence(x).state, (drive,), atol=1e-7)
 
 
@@ -225,10 +236,13 @@ def test_the_released_norm_cap_gives_the_one_step_gradient_for_a_large_loss():
     incoming = torch.randn(drive.numel(), dtype=torch.float64)
     large, small = incoming * 5 / incoming.norm(), incoming * 1e-3
     one_step = estimated(cell, drive, large, "jfb", steps=50)
-    capped = estimated(cell, drive, large, "rbp", steps=50, norm_cap=1.0)
+    capped = estimated(cell, drive, large, "rbp", steps=50, adjoint_norm_cap=1.0)
     assert distance(capped, one_step) == 0
     uncapped = estimated(cell, drive, small, "rbp", steps=50)
-    assert distance(estimated(cell, drive, small, "rbp", steps=50, norm_cap=1.0), uncapped) == 0
+    assert (
+        distance(estimated(cell, drive, small, "rbp", steps=50, adjoint_norm_cap=1.0), uncapped)
+        == 0
+    )
 
 
 @pytest.mark.parametrize("solver", ["anderson", "broyden"])
@@ -244,10 +258,9 @@ def test_deq_equals_the_dense_solve(solver):
         incoming,
         "deq",
         steps=60,
-        forward_solver=solver,
-        backward_solver=solver,
-        forward_tolerance=1e-10,
-        backward_tolerance=1e-10,
+        solver_method=solver,
+        solver_tolerance=1e-10,
+        adjoint_tolerance=1e-10,
     )
     # Anderson mixing is regularised by 1e-4 in torchdeq and stops a little short.
     assert distance(found, exact) < 1e-5

@@ -15,12 +15,12 @@ class Hide:
 
 sys.meta_path.insert(0, Hide())
 import torch
-from crbp_d2.core import HGRUCell, Recurrence
-recurrence = Recurrence(HGRUCell(channels=2, kernel_size=3), algorithm="crbp", steps=3)
+from crbp_d2.core import HGRUCell, build_recurrence
+recurrence = build_recurrence("crbp", HGRUCell(channels=2, kernel_size=3), steps=3)
 result = recurrence(torch.rand(2, 2, 5, 5))
 (result.state.sum() + sum(result.penalties.values())).backward()
 try:
-    Recurrence(HGRUCell(channels=2), algorithm="implicit", steps=3)(torch.rand(1, 2, 5, 5))
+    build_recurrence("implicit", HGRUCell(channels=2), steps=3)(torch.rand(1, 2, 5, 5))
 except ValueError as error:
     print("says:", error)
 """

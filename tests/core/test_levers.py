@@ -13,11 +13,21 @@ import pytest
 import torch
 from torch import nn
 
-from crbp_d2.core import HGRUCell, LipschitzCoefficientPenalty, MaskHGRUCell, Recurrence
+from crbp_d2.core import HGRUCell, LipschitzCoefficientPenalty, MaskHGRUCell
+from tests.core.built import built
 from tests.core.circuits import flatten
 
-PLAIN = {"steps": 60, "neumann_terms": 60, "neumann_tolerance": 0.0}
-ANDERSON = {"steps": 30, "neumann_terms": 20, "neumann_tolerance": 0.0, "memory": 8}
+PLAIN = {"steps": 60, "adjoint_terms": 60, "adjoint_tolerance": 0.0}
+ANDERSON = {
+    "steps": 30,
+    "adjoint_name": "anderson",
+    "adjoint_terms": 20,
+    "adjoint_tolerance": 0.0,
+    "adjoint_memory": 8,
+    "solver_name": "anderson",
+    "solver_memory": 8,
+}
+LOWERED = {"solver_precision": "bf16", "adjoint_precision": "bf16"}
 SINGLE, DOUBLE = torch.float32, torch.float64
 
 
@@ -52,19 +62,23 @@ LEVERS: dict[str, tuple[str, dict[str, Any], dict[torch.dtype, float]]] = {
     "Fourier domain": ("fft", PLAIN, {SINGLE: 1e-4, DOUBLE: 1e-10}),
     "Anderson, adjoint": (
         "direct",
-        PLAIN | {"neumann_terms": 20, "acceleration": "anderson", "memory": 8},
+        PLAIN | {"adjoint_terms": 20, "adjoint_name": "anderson", "adjoint_memory": 8},
         {SINGLE: 1e-3, DOUBLE: 1e-5},
     ),
     "Anderson": (
         "direct",
-        ANDERSON | {"acceleration": "anderson", "forward_acceleration": "anderson"},
+        ANDERSON,
         {SINGLE: 1e-3, DOUBLE: 1e-5},
     ),
-    "bfloat16": ("direct", PLAIN | {"solve_precision": "bf16"}, {SINGLE: 1e-2, DOUBLE: 0.0}),
+    "bfloat16": (
+        "direct",
+        PLAIN | LOWERED,
+        {SINGLE: 1e-2, DOUBLE: 0.0},
+    ),
     "compiled": ("direct", PLAIN | {"compile_steps": True}, {SINGLE: 1e-4, DOUBLE: 1e-12}),
     "bfloat16, compiled": (
         "direct",
-        PLAIN | {"solve_precision": "bf16", "compile_steps": True},
+        PLAIN | LOWERED | {"compile_steps": True},
         {SINGLE: 1e-2, DOUBLE: 1e-12},
     ),
 }
@@ -77,7 +91,7 @@ def learn(name: str, dtype: torch.dtype, convolution: str, options):
     cell = build(convolution).to(dtype)
     drive = torch.rand(3, channels, 10, 10).to(dtype).requires_grad_()
     penalty = LipschitzCoefficientPenalty(weight=1.0, bound=0.0)
-    result = Recurrence(cell, algorithm="crbp", penalties=(penalty,), **options)(drive)
+    result = built(cell, algorithm="crbp", penalties=(penalty,), **options)(drive)
     state = flatten(result.state)
     weights = torch.linspace(-1, 1, state.numel(), dtype=dtype)
     loss = state @ weights + result.penalties["lcp"]

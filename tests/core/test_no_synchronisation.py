@@ -13,17 +13,21 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from crbp_d2.core import AdjointReport, HGRUCell, MaskHGRUCell, build_estimator
-from crbp_d2.core.adjoint import neumann_series
-from crbp_d2.core.anderson import anderson_adjoint
-from crbp_d2.core.circuit import Circuit
-from crbp_d2.core.unrolled import Run
+from crbp_d2.core import (
+    AdjointReport,
+    AndersonAdjoint,
+    AndersonSteps,
+    Circuit,
+    HGRUCell,
+    MaskHGRUCell,
+    Neumann,
+    PlainSteps,
+)
 
 CELLS = {
     "mask_hgru": lambda: MaskHGRUCell(channels=32),
     "hgru": lambda: HGRUCell(channels=32, kernel_size=15, norm="IN"),
 }
-ANDERSON = {"acceleration": "anderson", "forward_acceleration": "anderson"}
 SHAPE = (3, 32, 14, 14)
 
 
@@ -33,28 +37,31 @@ def gpu():
         yield
 
 
-def unroll(cell, options, run: Run):
-    estimator = build_estimator("rbp", **options)
-    circuit = Circuit(cell, torch.rand(SHAPE), torch.zeros(SHAPE))
-    return estimator.unroll(circuit, (torch.zeros(SHAPE),), run)
+def run(cell, solver, adjoint=None):
+    """Seven steps, and one that is recorded."""
+    circuit = Circuit(cell, torch.rand(SHAPE), torch.zeros(SHAPE), training=True)
+    solved = solver(circuit, (torch.zeros(SHAPE),), 7)
+    return (adjoint or Neumann()).record(circuit, solved.state, 1, AdjointReport())
 
 
-@pytest.mark.parametrize("lowered", [False, True])
-@pytest.mark.parametrize("options", [{}, ANDERSON])
+@pytest.mark.parametrize("precision", ["full", "bf16"])
+@pytest.mark.parametrize("kinds", [(PlainSteps, Neumann), (AndersonSteps, AndersonAdjoint)])
 @pytest.mark.parametrize("name", list(CELLS))
-def test_the_forward_steps_do_not_wait(name, options, lowered, gpu):
-    unrolled = unroll(CELLS[name](), options, Run(8, lowered=lowered))
-    assert unrolled.state[0].device.type == "cuda" and unrolled.state[0].shape == SHAPE
+def test_the_forward_steps_do_not_wait(name, kinds, precision, gpu):
+    solver, adjoint = (kind(precision=precision) for kind in kinds)
+    recorded = run(CELLS[name](), solver, adjoint)
+    assert recorded.state[0].device.type == "cuda" and recorded.state[0].shape == SHAPE
 
 
-@pytest.mark.parametrize("solver", [neumann_series(6), anderson_adjoint(6, memory=3)])
-def test_the_adjoint_solvers_do_not_wait(solver, gpu):
+@pytest.mark.parametrize("adjoint", [Neumann(terms=6), AndersonAdjoint(terms=6, memory=3)])
+def test_the_adjoint_solvers_do_not_wait(adjoint, gpu):
     matrix = torch.rand(14, 14)
     report = AdjointReport()
-    (found,) = solver(lambda v: (v[0] @ matrix,), (torch.rand(SHAPE),), torch.ones(()), report)
+    g0 = (torch.rand(SHAPE),)
+    (found,) = adjoint.solve(lambda v: (v[0] @ matrix,), g0, torch.ones(()), report)
     assert found.device.type == "cuda" and report.terms is not None
 
 
 def test_a_tolerance_does_wait_and_is_seen_to(gpu):
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
-        unroll(CELLS["hgru"](), {}, Run(8, tolerance=0.1))
+        run(CELLS["hgru"](), PlainSteps(tolerance=0.1))

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crbp_d2.core import ConfigurationError, HGRUCell, LipschitzCoefficientPenalty, Recurrence
+from crbp_d2.core import ConfigurationError, HGRUCell, LipschitzCoefficientPenalty
 from crbp_d2.core.state import to_parts
+from tests.core.built import built
 from tests.core.circuits import LinearCell, circuit, flatten, flatten_drive_and_weights
 from tests.core.test_gradients import distance, incoming_for
 
-LOWERED = {"solve_precision": "bf16"}
+LOWERED = {"solver_precision": "bf16", "adjoint_precision": "bf16"}
 STEPS = 12
 CONTRACTING = ("mask_hgru", "hgru", "conv_lstm")
 
@@ -25,7 +26,7 @@ def single(name: str) -> tuple[nn.Module, Tensor]:
 
 def run(cell, drive, incoming: Tensor, algorithm: str = "rbp", **options):
     """The state, the gradients of `incoming . state`, and the result."""
-    result = Recurrence(cell, algorithm=algorithm, steps=STEPS, **options)(drive)
+    result = built(cell, algorithm=algorithm, steps=STEPS, **options)(drive)
     state = flatten(result.state)
     gradients = torch.autograd.grad(state @ incoming, flatten_drive_and_weights(cell, drive))
     return state.detach(), list(gradients), result
@@ -62,7 +63,7 @@ def test_full_precision_is_the_plain_path_to_the_bit(name, algorithm):
     cell, drive = single(name)
     incoming = incoming_for(cell, drive)
     _, plain, _ = run(cell, drive, incoming, algorithm)
-    _, full, _ = run(cell, drive, incoming, algorithm, solve_precision="full")
+    _, full, _ = run(cell, drive, incoming, algorithm, solver_precision="full")
     assert all(torch.equal(a, b) for a, b in zip(plain, full, strict=True))
 
 
@@ -70,9 +71,9 @@ def test_full_precision_is_the_plain_path_to_the_bit(name, algorithm):
 def test_all_steps_but_three_and_the_series_are_lowered(anderson):
     cell, drive = single("mask_hgru")
     watched = Watched(cell)
-    options = {"acceleration": "anderson", "forward_acceleration": "anderson"} if anderson else {}
-    recurrence = Recurrence(
-        watched, algorithm="crbp", steps=STEPS, neumann_terms=4, **LOWERED, **options
+    options = {"adjoint_name": "anderson", "solver_name": "anderson"} if anderson else {}
+    recurrence = built(
+        watched, algorithm="crbp", steps=STEPS, adjoint_terms=4, **LOWERED, **options
     )
     result = recurrence(drive)
     polished = [(True, False)] * (STEPS - 3) + [(False, False)] * 2
@@ -91,14 +92,16 @@ def test_all_steps_but_three_and_the_series_are_lowered(anderson):
 
 @pytest.mark.parametrize(
     ("algorithm", "options", "recorded"),
-    [("jfb", {}, 1), ("tbptt", {"length": 5}, 5), ("phantom", {"length": 2}, 2)],
+    [("jfb", {}, 1), ("tbptt", {"adjoint_length": 5}, 5), ("phantom", {"adjoint_length": 2}, 2)],
 )
 def test_other_algorithms_lower_their_unrecorded_steps(algorithm, options, recorded):
     cell, drive = single("mask_hgru")
     watched = Watched(cell)
-    result = Recurrence(watched, algorithm=algorithm, steps=STEPS, **LOWERED, **options)(drive)
+    result = built(watched, algorithm=algorithm, steps=STEPS, solver_precision="bf16", **options)(
+        drive
+    )
     result.state.sum().backward()
-    lowered = STEPS - max(3, recorded)
+    lowered = STEPS - recorded - 2
     assert [low for low, _ in watched.calls] == [True] * lowered + [False] * (STEPS - lowered)
     assert sum(grad for _, grad in watched.calls) == recorded
 
@@ -107,10 +110,10 @@ def test_penalties_are_those_of_full_precision_at_the_same_state():
     cell, drive = single("mask_hgru")
     penalties = (LipschitzCoefficientPenalty(weight=1.0, bound=0.0),)
     seen: dict[int, Tensor] = {}
-    lowered = Recurrence(cell, steps=STEPS, penalties=penalties, **LOWERED)(
+    lowered = built(cell, steps=STEPS, penalties=penalties, **LOWERED)(
         drive, observe=lambda t, parts: seen.update({t: parts[0]})
     )
-    full = Recurrence(cell, steps=1, penalties=penalties)(drive, seen[STEPS - 1])
+    full = built(cell, steps=1, penalties=penalties)(drive, seen[STEPS - 1])
     assert lowered.penalties["lcp"] > 0
     assert torch.equal(lowered.penalties["lcp"], full.penalties["lcp"])
     weights = list(cell.parameters())
@@ -129,15 +132,15 @@ def test_observers_see_every_step_and_are_not_lowered():
         seen.append((step, torch.is_autocast_enabled("cpu"), parts[0].dtype))
 
     with torch.no_grad():
-        Recurrence(cell, algorithm="rbp", steps=STEPS, **LOWERED)(drive, observe=observe)
+        built(cell, algorithm="rbp", steps=STEPS, **LOWERED)(drive, observe=observe)
     assert seen == [(step, False, torch.float32) for step in range(1, STEPS + 1)]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_up_to_three_steps_have_full_precision(steps):
     cell, drive = single("mask_hgru")
-    plain = Recurrence(cell, algorithm="rbp", steps=steps)(drive)
-    lowered = Recurrence(cell, algorithm="rbp", steps=steps, **LOWERED)(drive)
+    plain = built(cell, algorithm="rbp", steps=steps)(drive)
+    lowered = built(cell, algorithm="rbp", steps=steps, **LOWERED)(drive)
     assert torch.equal(lowered.state, plain.state)
     lowered.state.sum().backward()
 
@@ -168,7 +171,7 @@ def test_a_run_repeated_without_a_bad_sample_is_lowered_as_well():
     watched = Watched(cell)
     bad = drive.detach().clone()
     bad[1] = float("nan")
-    recurrence = Recurrence(watched, algorithm="rbp", steps=STEPS, on_nonfinite="skip", **LOWERED)
+    recurrence = built(watched, algorithm="rbp", steps=STEPS, on_nonfinite="skip", **LOWERED)
     state = recurrence(bad).state
     assert watched.calls[:STEPS] == watched.calls[STEPS:]
     assert sum(low for low, _ in watched.calls) == 2 * (STEPS - 3)
@@ -177,9 +180,9 @@ def test_a_run_repeated_without_a_bad_sample_is_lowered_as_well():
 
 def test_a_tolerance_stops_lowered_steps_too():
     cell, drive = single("mask_hgru")
-    options = {"algorithm": "rbp", "steps": 200, "tolerance": 2e-2}
-    plain = Recurrence(cell, **options)(drive)
-    lowered = Recurrence(cell, **options, **LOWERED)(drive)
+    options = {"algorithm": "rbp", "steps": 200, "solver_tolerance": 2e-2}
+    plain = built(cell, **options)(drive)
+    lowered = built(cell, **options, **LOWERED)(drive)
     # Settled samples still take the two steps in full precision, or the first of them.
     assert (lowered.diagnostics.steps - plain.diagnostics.steps).abs().max() <= 2
     assert (lowered.diagnostics.residual < 2e-2).all()
@@ -188,7 +191,7 @@ def test_a_tolerance_stops_lowered_steps_too():
 def test_batch_norm_statistics_follow_the_recorded_step_once():
     torch.manual_seed(0)
     cell = HGRUCell(channels=4, kernel_size=3, norm="BN")
-    result = Recurrence(cell, algorithm="rbp", steps=5, **LOWERED)(torch.rand(3, 4, 6, 6))
+    result = built(cell, algorithm="rbp", steps=5, **LOWERED)(torch.rand(3, 4, 6, 6))
     result.state.sum().backward()
     assert int(cell.suppression_norm.num_batches_tracked) == 1
 
@@ -196,14 +199,13 @@ def test_batch_norm_statistics_follow_the_recorded_step_once():
 @pytest.mark.parametrize(
     ("algorithm", "precision", "message"),
     [
-        ("rbp", "half", "solve_precision is 'half'; choose from bf16, full"),
-        ("bptt", "bf16", "does not go with bptt"),
-        ("implicit", "bf16", "does not go with implicit"),
-        ("deq", "bf16", "does not go with deq"),
+        ("rbp", "half", "precision is 'half'; choose from bf16, full"),
+        ("bptt", "bf16", "gradients go through all steps"),
+        ("deq", "bf16", "the solver 'torchdeq' has no option 'precision'"),
     ],
 )
 def test_what_can_not_be_lowered_is_refused(algorithm, precision, message):
     if algorithm == "deq":
         pytest.importorskip("torchdeq", reason="the optional package torchdeq is not installed")
     with pytest.raises(ConfigurationError, match=message):
-        Recurrence(LinearCell(), algorithm=algorithm, solve_precision=precision)
+        built(LinearCell(), algorithm=algorithm, solver_precision=precision)

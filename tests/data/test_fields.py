@@ -216,7 +216,7 @@ def _no_constant(text: str) -> None:
 def _config(name: str) -> CfgNode:
     cfg = tiny_config(name)
     add_crbp_config(cfg)
-    cfg.CRBP.PICTURES = 1
+    cfg.TEST.PICTURES = 1
     return cfg
 
 

@@ -12,8 +12,17 @@ from tests.modeling.conftest import CONFIGS
 
 QUICK = CONFIGS / "quick" / "pathfinder_crbp.yaml"
 TINY = (
-    *("CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3, "CRBP.STEPS", 2, "CRBP.STEPS_SPREAD", 0),
-    *("CRBP.NEUMANN_TERMS", 2, "CRBP.EARLY_LOSS_WEIGHT", 0.0, "CRBP.PICTURES", 0),
+    *(
+        "CRBP.CELL.CHANNELS",
+        4,
+        "CRBP.CELL.KERNEL_SIZE",
+        3,
+        "CRBP.SOLVER.STEPS",
+        2,
+        "CRBP.SOLVER.SPREAD",
+        0,
+    ),
+    *("CRBP.ADJOINT.TERMS", 2, "CRBP.LOSS.EARLY_WEIGHT", 0.0, "TEST.PICTURES", 0),
     *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1),
     *("MODEL.DEVICE", "cpu"),
 )

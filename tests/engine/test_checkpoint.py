@@ -25,12 +25,12 @@ EXACT = ("--eval-only",), ("--resume",), ("--eval-only", "--resume")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Finished trainings by their `CRBP.OUTPUT_NORM`."""
+    """Finished trainings by their `MODEL.SEM_SEG_HEAD.OUTPUT_NORM`."""
 
     @functools.cache
     def folder(norm: str) -> Path:
         path = tmp_path_factory.mktemp("trained") / "run"
-        train(path, "CRBP.OUTPUT_NORM", norm)
+        train(path, "MODEL.SEM_SEG_HEAD.OUTPUT_NORM", norm)
         return path
 
     return folder
@@ -53,7 +53,7 @@ def run(copy) -> Path:
 
 def used(run: Path, flags: tuple[str, ...], *overrides: object, norm: str = "IN") -> None:
     weights = () if "--resume" in flags else ("MODEL.WEIGHTS", run / "model_final.pth")
-    train(run, "CRBP.OUTPUT_NORM", norm, *weights, *overrides, flags=flags)
+    train(run, "MODEL.SEM_SEG_HEAD.OUTPUT_NORM", norm, *weights, *overrides, flags=flags)
 
 
 @pytest.mark.parametrize("flags", [*EXACT, ()])
@@ -64,7 +64,7 @@ def test_what_was_trained_can_be_used(flags, run):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_what_the_trainer_writes_holds_tensors_and_numbers_alone(optimizer, tmp_path):
     clipping = ("SOLVER.CLIP_GRADIENTS.ENABLED", True)
-    train(tmp_path, "CRBP.OPTIMIZER", optimizer, *clipping)
+    train(tmp_path, "SOLVER.OPTIMIZER", optimizer, *clipping)
     stored = read_checkpoint(str(tmp_path / "model_final.pth"))
     assert {"model", "trainer", "iteration"} <= stored.keys()
     assert {"hooks", "_trainer"} <= stored["trainer"].keys()
@@ -97,7 +97,7 @@ def test_norms_of_the_same_statistics_take_each_others_place(trained):
 @pytest.mark.parametrize("flags", EXACT)
 def test_weights_have_to_fit_in_name_and_shape(flags, run):
     with pytest.raises(ConfigurationError, match=r"has in another shape 2 \(.*suppression"):
-        used(run, flags, "CRBP.KERNEL_SIZE", 5)
+        used(run, flags, "CRBP.CELL.KERNEL_SIZE", 5)
 
     def rename(weights):
         weights["more"] = weights.pop("backbone.filters.bias")
@@ -153,7 +153,7 @@ def test_bare_weights_can_be_evaluated_but_not_resumed_from(run):
 def test_weights_of_a_baseline_fill_all_but_the_mask_trunk(load_config, tmp_path, caplog):  # noqa: F811
     feedforward = build_model(load_config("quick/shapes_feedforward.yaml"))
     torch.save({"model": feedforward.state_dict()}, tmp_path / "baseline.pth")
-    recurrent = build_model(load_config("quick/shapes_crbp.yaml", "CRBP.CHANNELS", 64))
+    recurrent = build_model(load_config("quick/shapes_crbp.yaml", "CRBP.CELL.CHANNELS", 64))
     with caplog.at_level(logging.WARNING):
         Checkpointer(recurrent).resume_or_load(str(tmp_path / "baseline.pth"), resume=False)
     loaded = recurrent.state_dict()

@@ -50,7 +50,7 @@ def test_a_required_option_may_follow_and_may_not_be_missing(capsys):
 
 @pytest.mark.parametrize("tool", ["train_net.py", "eval_steps.py", "demo.py", "benchmark_data.py"])
 def test_an_unknown_option_after_keys_and_values_is_named(tool, monkeypatch, capsys):
-    words = ["--config-file", QUICK, "CRBP.STEPS", "3", "--no-such-option"]
+    words = ["--config-file", QUICK, "CRBP.SOLVER.STEPS", "3", "--no-such-option"]
     words += ["--output", "out"] if tool == "demo.py" else []
     monkeypatch.setattr(sys, "argv", [tool, *words])
     with pytest.raises(SystemExit) as ended:

@@ -30,7 +30,7 @@ NAME = "test_keys_shapes"
 SHAPES = CONFIGS / "quick" / "shapes_crbp.yaml"
 SMALL = (
     *("DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,), "MODEL.DEVICE", "cpu"),
-    *("INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MIN_SIZE_TEST", 32, "CRBP.STEPS", 2),
+    *("INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MIN_SIZE_TEST", 32, "CRBP.SOLVER.STEPS", 2),
     *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 1, "SOLVER.CHECKPOINT_PERIOD", 1),
 )
 # Detectron2's own `tools/train_net.py`, which not every copy has.
@@ -109,7 +109,7 @@ def test_every_key_of_detectron2s_trainer_is_read_or_named(shapes, tmp_path):
             *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
         ),
         (
-            *("SEED", -1, "DATALOADER.ASPECT_RATIO_GROUPING", True, "CRBP.OPTIMIZER", "sgd"),
+            *("SEED", -1, "DATALOADER.ASPECT_RATIO_GROUPING", True, "SOLVER.OPTIMIZER", "sgd"),
             *("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATASETS.TEST", ()),
             *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "TEST.PRECISE_BN.ENABLED", True),
             *("INPUT.CROP.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 1),
@@ -230,7 +230,7 @@ def test_what_has_no_effect_is_reported(config_file, key, value, shapes, tmp_pat
 
 
 def test_momentum_has_its_effect_with_sgd(shapes, tmp_path, caplog):
-    prepare(config(tmp_path, "CRBP.OPTIMIZER", "sgd", "SOLVER.MOMENTUM", 0.5), eval_only=False)
+    prepare(config(tmp_path, "SOLVER.OPTIMIZER", "sgd", "SOLVER.MOMENTUM", 0.5), eval_only=False)
     assert "has no effect" not in caplog.text
 
 
@@ -250,7 +250,7 @@ def test_a_schedule_that_is_none_is_named(name, tmp_path):
 @pytest.mark.parametrize(("key", "value"), [("WEIGHT_DECAY", -1.0), ("MOMENTUM", -1.0)])
 def test_a_setting_that_no_optimizer_takes_is_named(key, value, tmp_path):
     with pytest.raises(ConfigurationError, match="SOLVER: Invalid"):
-        trainer_of(tmp_path, "CRBP.OPTIMIZER", "sgd", f"SOLVER.{key}", value)
+        trainer_of(tmp_path, "SOLVER.OPTIMIZER", "sgd", f"SOLVER.{key}", value)
 
 
 def test_several_processes_need_plain_devices(tmp_path):
@@ -272,7 +272,7 @@ def test_gradients_of_the_full_model_are_clipped_together(optimizer, tmp_path):
     cfg = read_config(
         str(SHAPES),
         [
-            *("CRBP.OPTIMIZER", optimizer, "SOLVER.CLIP_GRADIENTS.ENABLED", True),
+            *("SOLVER.OPTIMIZER", optimizer, "SOLVER.CLIP_GRADIENTS.ENABLED", True),
             *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"),
             *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5),
         ],
@@ -298,22 +298,22 @@ def test_a_whole_training_clips_the_full_model(tmp_path):
 
 def test_precise_statistics_are_computed_or_refused_before_training(tmp_path):
     precise = ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2)
-    train(tmp_path, *precise, "CRBP.OUTPUT_NORM", "BN")
+    train(tmp_path, *precise, "MODEL.SEM_SEG_HEAD.OUTPUT_NORM", "BN")
     stored = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     # Two iterations of training alone would leave nearly all of the initial variance, 1.
     assert float(stored["sem_seg_head.readout.norm.running_var"].max()) < 0.5
-    with pytest.raises(ConfigurationError, match=r"TEST\.PRECISE_BN\.ENABLED .*CRBP\.NORM"):
-        trainer_of(tmp_path, *precise, "CRBP.NORM", "BN")
+    with pytest.raises(ConfigurationError, match=r"TEST\.PRECISE_BN\.ENABLED .*CRBP\.CELL\.NORM"):
+        trainer_of(tmp_path, *precise, "CRBP.CELL.NORM", "BN")
 
 
 def test_a_reference_number_of_processes_scales_the_penalties_schedule_too(tmp_path):
     trainer = trainer_of(
         tmp_path,
         *("SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 100),
-        *("CRBP.SPECTRAL_WEIGHT", 1.0, "CRBP.PENALTY_SCHEDULE", "((50, 0.0), (80, 1.0))"),
+        *("CRBP.PENALTY.SPECTRAL.WEIGHT", 1.0, "CRBP.PENALTY.SCHEDULE", "((50, 0.0), (80, 1.0))"),
     )
     assert (trainer.cfg.SOLVER.IMS_PER_BATCH, trainer.cfg.SOLVER.MAX_ITER) == (2, 200)
-    assert trainer.cfg.CRBP.PENALTY_SCHEDULE == ((100, 0.0), (160, 1.0))
+    assert trainer.cfg.CRBP.PENALTY.SCHEDULE == ((100, 0.0), (160, 1.0))
     assert trainer.cfg.SOLVER.CHECKPOINT_PERIOD == 2 and trainer.cfg.is_frozen()
 
 

@@ -27,27 +27,27 @@ LISTED = "test_resume_listed"
     [("adam", "sgd"), ("sgd", "adam"), ("adam", "adamw"), ("adamw", "adam")],
 )
 def test_another_optimizer_is_named(first, then, tmp_path):
-    train(tmp_path, "CRBP.OPTIMIZER", first)
-    message = f"--resume: CRBP.OPTIMIZER is {then}, but the checkpoint was written with {first}"
+    train(tmp_path, "SOLVER.OPTIMIZER", first)
+    message = f"--resume: SOLVER.OPTIMIZER is {then}, but the checkpoint was written with {first}"
     with pytest.raises(ConfigurationError, match=message):
-        train(tmp_path, "CRBP.OPTIMIZER", then, flags=("--resume",))
+        train(tmp_path, "SOLVER.OPTIMIZER", then, flags=("--resume",))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_the_same_optimizer_goes_on_whether_or_not_it_clips(optimizer, tmp_path):
-    train(tmp_path, "CRBP.OPTIMIZER", optimizer, "SOLVER.CLIP_GRADIENTS.ENABLED", True)
-    options = ("CRBP.OPTIMIZER", optimizer, "SOLVER.MAX_ITER", 3)
+    train(tmp_path, "SOLVER.OPTIMIZER", optimizer, "SOLVER.CLIP_GRADIENTS.ENABLED", True)
+    options = ("SOLVER.OPTIMIZER", optimizer, "SOLVER.MAX_ITER", 3)
     train(tmp_path, *options, flags=("--resume",))
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 2
 
 
 def test_an_adam_of_an_older_pytorch_goes_on(tmp_path):
-    train(tmp_path, "CRBP.OPTIMIZER", "adamw")
+    train(tmp_path, "SOLVER.OPTIMIZER", "adamw")
     stored = torch.load(tmp_path / "model_final.pth", weights_only=True)
     for group in stored["trainer"]["_trainer"]["optimizer"]["param_groups"]:
         group.pop("decoupled_weight_decay", None)
     torch.save(stored, tmp_path / "model_final.pth")
-    train(tmp_path, "CRBP.OPTIMIZER", "adamw", "SOLVER.MAX_ITER", 3, flags=("--resume",))
+    train(tmp_path, "SOLVER.OPTIMIZER", "adamw", "SOLVER.MAX_ITER", 3, flags=("--resume",))
 
 
 def test_other_groups_of_weights_are_named(tmp_path):
@@ -106,7 +106,7 @@ def test_data_of_other_classes_are_refused_as_evaluation_refuses_them(classes, t
             *("--config-file", CONFIGS / "quick" / "shapes_crbp.yaml", *flags),
             *("OUTPUT_DIR", tmp_path / "run", "DATASETS.TRAIN", (name,), "DATASETS.TEST", "()"),
             *("INPUT.MIN_SIZE_TRAIN", "(32,)", "SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 1),
-            *("CRBP.STEPS", 2, "CRBP.PICTURES", 0, "MODEL.DEVICE", "cpu"),
+            *("CRBP.SOLVER.STEPS", 2, "TEST.PICTURES", 0, "MODEL.DEVICE", "cpu"),
         ]
         main(argument_parser().parse_args(list(map(str, words))))
 
@@ -124,12 +124,12 @@ def test_a_finished_run_can_be_used_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     train(Path("runs/start"))
     start = ("MODEL.WEIGHTS", "runs/start/model_final.pth")
-    train(Path("runs/one"), *start, "CRBP.DATASETS_FILE", "data/sets.yaml")
+    train(Path("runs/one"), *start, "DATASETS.FILE", "data/sets.yaml")
     monkeypatch.chdir(there)
     saved = read_config(str(here / "runs" / "one" / "config.yaml"))
     assert str(here / "runs" / "one") == saved.OUTPUT_DIR
     assert str(here / "runs" / "start" / "model_final.pth") == saved.MODEL.WEIGHTS
-    assert str(here / "data" / "sets.yaml") == saved.CRBP.DATASETS_FILE
+    assert str(here / "data" / "sets.yaml") == saved.DATASETS.FILE
     # Evaluated by its folder, resumed by its config.
     assert load_run("../here/runs/one").folder == Path("../here/runs/one")
     words = ["--config-file", "../here/runs/one/config.yaml", "SOLVER.MAX_ITER", "3", "--resume"]
@@ -144,15 +144,15 @@ def test_the_config_of_a_run_stays_that_of_its_model(tmp_path):
     train(tmp_path)
     config, weights = tmp_path / "config.yaml", ("MODEL.WEIGHTS", tmp_path / "model_final.pth")
     before = config.read_text()
-    train(tmp_path, *weights, "CRBP.TEST_STEPS", 5, flags=("--eval-only",))
+    train(tmp_path, *weights, "CRBP.SOLVER.TEST_STEPS", 5, flags=("--eval-only",))
     for flags in ((), ("--resume",)):
         with pytest.raises(ConfigurationError):
-            train(tmp_path, "MODEL.WEIGHTS", "absent.pth", "CRBP.CHANNELS", 6, flags=flags)
+            train(tmp_path, "MODEL.WEIGHTS", "absent.pth", "CRBP.CELL.CHANNELS", 6, flags=flags)
     assert config.read_text() == before
     train(tmp_path, "SOLVER.MAX_ITER", 3, flags=("--resume",))
     assert read_config(str(config)).SOLVER.MAX_ITER == 3
-    train(tmp_path / "new", *weights, "CRBP.TEST_STEPS", 5, flags=("--eval-only",))
-    assert read_config(str(tmp_path / "new" / "config.yaml")).CRBP.TEST_STEPS == 5
+    train(tmp_path / "new", *weights, "CRBP.SOLVER.TEST_STEPS", 5, flags=("--eval-only",))
+    assert read_config(str(tmp_path / "new" / "config.yaml")).CRBP.SOLVER.TEST_STEPS == 5
 
 
 def test_addresses_stay_as_they_are():

@@ -23,7 +23,7 @@ from tests.modeling.conftest import CONFIGS
 
 TOOLS = CONFIGS.parent / "tools"
 QUICK = "quick/pathfinder_crbp.yaml"
-TINY = (*SMALLER, "CRBP.STEPS", 2, "DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2)
+TINY = (*SMALLER, "CRBP.SOLVER.STEPS", 2, "DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2)
 
 
 class Attack:
@@ -80,7 +80,7 @@ BY_CONFIG = {
     "eval_steps.py": lambda f: ["--config-file", f.config, "MODEL.WEIGHTS", f.weights],
     "train_net.py": lambda f: [
         *["--config-file", f.config, *f.flags, "MODEL.WEIGHTS", f.weights],
-        *["SOLVER.MAX_ITER", 1, "CRBP.PICTURES", 0],
+        *["SOLVER.MAX_ITER", 1, "TEST.PICTURES", 0],
     ],
 }
 BY_RUN = {

@@ -73,7 +73,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[
     both and all that went to the standard error."""
     folder = tmp_path_factory.mktemp("runs")
     options = [
-        *("SOLVER.IMS_PER_BATCH", 2, "CRBP.STEPS", 6, "CRBP.PICTURES", 0, "SOLVER.WARMUP_ITERS", 0),
+        *(
+            "SOLVER.IMS_PER_BATCH",
+            2,
+            "CRBP.SOLVER.STEPS",
+            6,
+            "TEST.PICTURES",
+            0,
+            "SOLVER.WARMUP_ITERS",
+            0,
+        ),
         *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"),
     ]
     command = [TRAIN, "--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml"]
@@ -100,7 +109,7 @@ def test_two_processes_score_the_model_that_they_write(runs, tmp_path):
     # Its running statistics are those of the main process alone.
     folder, _ = runs
     model = folder / "whole" / "model_final.pth"
-    options = ["OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", model, "CRBP.PICTURES", 0]
+    options = ["OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", model, "TEST.PICTURES", 0]
     config = folder / "whole" / "config.yaml"
     arguments = ["--config-file", config, "--eval-only", *options]
     alone = main(argument_parser().parse_args(list(map(str, arguments))))["pathfinder"]
@@ -128,10 +137,10 @@ def test_panoptic_training_with_fewer_test_images_than_processes(tmp_path):
             tmp_path,
             *(TRAIN, "--config-file", CONFIGS / "quick" / "shapes_crbp.yaml"),
             *("--num-gpus", 2, "--dist-url", "auto", "OUTPUT_DIR", "run"),
-            *("CRBP.DATASETS_FILE", "sets.json", "DATASETS.TRAIN", "('data',)"),
+            *("DATASETS.FILE", "sets.json", "DATASETS.TRAIN", "('data',)"),
             *("DATASETS.TEST", "('one',)", "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2),
-            *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "CRBP.STEPS", 4),
-            *("CRBP.PICTURES", 1, "DATALOADER.NUM_WORKERS", 0),
+            *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "CRBP.SOLVER.STEPS", 4),
+            *("TEST.PICTURES", 1, "DATALOADER.NUM_WORKERS", 0),
         )
     )
     assert not re.search(NOISE, errors)
@@ -154,7 +163,7 @@ def test_a_failure_in_the_last_iteration_evaluates_nothing(tmp_path):
     options = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 1]
     cfg = read_config(
         str(CONFIGS / "quick" / "pathfinder_crbp.yaml"),
-        list(map(str, [*options, "CRBP.STEPS", 6, "OUTPUT_DIR", tmp_path])),
+        list(map(str, [*options, "CRBP.SOLVER.STEPS", 6, "OUTPUT_DIR", tmp_path])),
     )
     trainer = FailingTrainer(cfg)
     with pytest.raises(KeyError, match="in the last iteration"):

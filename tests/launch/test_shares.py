@@ -38,16 +38,23 @@ from tests.modeling.conftest import CONFIGS
 NAME = "mixed_shares"
 BATCHES = 3
 # Without batch norm, as its means are over the images of a process.
-PATHFINDER = ("SOLVER.IMS_PER_BATCH", 4, "CRBP.STEPS", 6, "CRBP.OUTPUT_NORM", "GN")
+PATHFINDER = (
+    "SOLVER.IMS_PER_BATCH",
+    4,
+    "CRBP.SOLVER.STEPS",
+    6,
+    "MODEL.SEM_SEG_HEAD.OUTPUT_NORM",
+    "GN",
+)
 PANOPTIC = (
     *("DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,), "SOLVER.IMS_PER_BATCH", 2),
     *("INPUT.MIN_SIZE_TRAIN", (48, 64)),
 )
 # Number of workers, config, overrides.
 STREAMS: dict[str, tuple[int, str, tuple[object, ...]]] = {
-    "fresh images": (2, "quick/pathfinder_crbp.yaml", (*PATHFINDER, "CRBP.ENDLESS", True)),
+    "fresh images": (2, "quick/pathfinder_crbp.yaml", (*PATHFINDER, "DATALOADER.ENDLESS", True)),
     "panoptic images": (1, "quick/shapes_crbp.yaml", PANOPTIC),
-    "drawn images": (0, "quick/pathfinder_crbp.yaml", (*PATHFINDER, "CRBP.ENDLESS", False)),
+    "drawn images": (0, "quick/pathfinder_crbp.yaml", (*PATHFINDER, "DATALOADER.ENDLESS", False)),
     "groups of alike shape": (
         *(0, "quick/shapes_crbp.yaml"),
         (*PANOPTIC, "DATALOADER.ASPECT_RATIO_GROUPING", True),

@@ -26,14 +26,14 @@ from crbp_d2.modeling.sem_seg_head import focal_loss
 from crbp_d2.modeling.stem import gabor_bank
 from tests.modeling.conftest import CONFIGS
 
-SMALLER = ("CRBP.CHANNELS", 4, "CRBP.KERNEL_SIZE", 3)
+SMALLER = ("CRBP.CELL.CHANNELS", 4, "CRBP.CELL.KERNEL_SIZE", 3)
 
 
 @pytest.fixture
 def build(load_config):
     def make(*overrides: object, config: str = "quick/pathfinder_crbp.yaml"):
         torch.manual_seed(0)
-        return build_model(load_config(config, *SMALLER, "CRBP.STEPS", 6, *overrides))
+        return build_model(load_config(config, *SMALLER, "CRBP.SOLVER.STEPS", 6, *overrides))
 
     return make
 
@@ -92,7 +92,7 @@ def test_quick_configs_step_with_every_algorithm(label, load_config):
     config, overrides = CONTENDERS[label]
     torch.manual_seed(0)
     # Without a schedule, as with one the penalties begin later.
-    cfg = load_config(config, *SMALLER, *overrides, "CRBP.PENALTY_SCHEDULE", ())
+    cfg = load_config(config, *SMALLER, *overrides, "CRBP.PENALTY.SCHEDULE", ())
     model = build_model(cfg)
     losses = step(model, records(2))
     assert all(torch.isfinite(loss) for loss in losses.values())
@@ -102,14 +102,14 @@ def test_quick_configs_step_with_every_algorithm(label, load_config):
     if label != "feed-forward":
         penalised = cfg.CRBP.ALGORITHM == "crbp" or cfg.CRBP.ALGORITHM.endswith("+lcp")
         expected |= {"loss_lcp"} if penalised else set()
-        expected |= {"loss_early"} if cfg.CRBP.EARLY_LOSS_WEIGHT else set()
-        expected |= {"loss_spectral"} if cfg.CRBP.SPECTRAL_WEIGHT else set()
+        expected |= {"loss_early"} if cfg.CRBP.LOSS.EARLY_WEIGHT else set()
+        expected |= {"loss_spectral"} if cfg.CRBP.PENALTY.SPECTRAL.WEIGHT else set()
     assert set(losses) == expected
 
 
 def test_the_contracting_recipe_learns_first_and_contracts_afterwards(load_config):
     cfg = load_config("quick/pathfinder_contracting.yaml", *SMALLER)
-    (begin, nothing), (end, all_of_it) = cfg.CRBP.PENALTY_SCHEDULE
+    (begin, nothing), (end, all_of_it) = cfg.CRBP.PENALTY.SCHEDULE
     assert (nothing, all_of_it) == (0, 1) and 0 < begin < end < cfg.SOLVER.MAX_ITER
     model = build_model(cfg).train()
     for iteration, penalised in ((0, False), (end, True)):
@@ -118,11 +118,11 @@ def test_the_contracting_recipe_learns_first_and_contracts_afterwards(load_confi
         assert ("loss_spectral" in losses) == penalised
 
 
-@pytest.mark.parametrize(("steps", "slowest"), [(0, 16), (8, 8), (2, 2)])
+@pytest.mark.parametrize(("steps", "slowest"), [(None, 16), (8, 8), (2, 2)])
 def test_no_gate_starts_slower_than_asked_for(steps, slowest, load_config):
     torch.manual_seed(0)
-    # Many channels, so that the slowest comes near the limit; 0 is the fewest steps of training.
-    more = ("CRBP.CHANNELS", 256, "CRBP.KERNEL_SIZE", 1, "CRBP.CHRONO_STEPS", steps)
+    # Many channels, so that the slowest comes near the limit; None is the fewest steps of training.
+    more = ("CRBP.CELL.CHANNELS", 256, "CRBP.CELL.KERNEL_SIZE", 1, "CRBP.CELL.CHRONO_STEPS", steps)
     cell = build_model(
         load_config("quick/pathfinder_crbp.yaml", *more)
     ).sem_seg_head.recurrence.cell
@@ -131,14 +131,14 @@ def test_no_gate_starts_slower_than_asked_for(steps, slowest, load_config):
 
 
 def test_conv_lstm_reads_out_its_hidden_state(build):
-    model = build("CRBP.CELL", "conv_lstm")
+    model = build("CRBP.CELL.NAME", "conv_lstm")
     assert {"loss_sem_seg", "loss_lcp", "loss_early"} == set(step(model, records(2)))
     outputs = model.eval()(records(2))
     assert outputs[0]["sem_seg"].shape == (2, 40, 40)
 
 
 def test_before_training_contours_have_their_prior(build):
-    model = build("CRBP.CONTOUR_PRIOR", 0.01).eval()
+    model = build("MODEL.SEM_SEG_HEAD.PRIOR", 0.01).eval()
     with torch.no_grad():
         probability = model(records(1))[0]["sem_seg"].softmax(dim=0)[1]
     assert 0.005 < float(probability.median()) < 0.02
@@ -147,7 +147,7 @@ def test_before_training_contours_have_their_prior(build):
 @pytest.mark.parametrize("norm", ["IN", "BN", "GN"])
 @pytest.mark.parametrize("config", ["quick/pathfinder_crbp.yaml", "quick/pathfinder_bptt.yaml"])
 def test_predictions_do_not_depend_on_the_batch(norm, config, build):
-    model = build("CRBP.NORM", norm, config=config)
+    model = build("CRBP.CELL.NORM", norm, config=config)
     step(model, records(4))
     model.eval()
     batch = records(4, seed=2)
@@ -160,16 +160,16 @@ def test_predictions_do_not_depend_on_the_batch(norm, config, build):
 
 def test_impossible_values_are_refused_by_their_key(build):
     for key, value, message in (
-        ("CELL", "gru", "CRBP.CELL.*conv_lstm, hgru, mask_hgru"),
-        ("STEM_KERNEL_SIZE", 4, "CRBP.STEM_KERNEL_SIZE.*odd"),
-        ("CONTOUR_PRIOR", 0.0, "CRBP.CONTOUR_PRIOR"),
-        ("FOCAL_GAMMA", -1.0, "CRBP.FOCAL_GAMMA"),
-        ("EARLY_FROM", 1.5, r"CRBP.EARLY_FROM.*\[0, 1\)"),
+        ("CRBP.CELL.NAME", "lstm", "CRBP.CELL.NAME.*conv_lstm, hgru, mask_hgru"),
+        ("MODEL.BACKBONE.KERNEL_SIZE", 4, "MODEL.BACKBONE.KERNEL_SIZE.*odd"),
+        ("MODEL.SEM_SEG_HEAD.PRIOR", 0.0, "MODEL.SEM_SEG_HEAD.PRIOR"),
+        ("MODEL.SEM_SEG_HEAD.FOCAL_GAMMA", -1.0, "MODEL.SEM_SEG_HEAD.FOCAL_GAMMA"),
+        ("CRBP.LOSS.EARLY_FROM", 1.5, r"CRBP.LOSS.EARLY_FROM.*\[0, 1\)"),
     ):
         with pytest.raises(ConfigurationError, match=message):
-            build("CRBP.EARLY_LOSS_WEIGHT", 1.0, f"CRBP.{key}", value)
-    with pytest.raises(ConfigurationError, match="CRBP.FEEDFORWARD_LAYERS"):
-        build("CRBP.FEEDFORWARD_LAYERS", 0, config="quick/pathfinder_feedforward.yaml")
+            build("CRBP.LOSS.EARLY_WEIGHT", 1.0, key, value)
+    with pytest.raises(ConfigurationError, match="MODEL.SEM_SEG_HEAD.LAYERS"):
+        build("MODEL.SEM_SEG_HEAD.LAYERS", 0, config="quick/pathfinder_feedforward.yaml")
 
 
 def evaluators():
@@ -202,7 +202,7 @@ def test_steps_and_models_that_cannot_be_evaluated_are_refused(build):
 
 
 def test_the_radius_of_a_model_is_that_of_its_circuit(build):
-    model = build("CRBP.CELL", "conv_lstm").eval()
+    model = build("CRBP.CELL.NAME", "conv_lstm").eval()
     cell = find_recurrence(model).cell
     with torch.no_grad():
         for parameter in cell.parameters():
@@ -214,7 +214,9 @@ def test_the_radius_of_a_model_is_that_of_its_circuit(build):
 
 
 def test_a_short_training_beats_a_threshold(build):
-    model = build("CRBP.CHANNELS", 8, "CRBP.KERNEL_SIZE", 5, config="quick/pathfinder_bptt.yaml")
+    model = build(
+        "CRBP.CELL.CHANNELS", 8, "CRBP.CELL.KERNEL_SIZE", 5, config="quick/pathfinder_bptt.yaml"
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for start in range(25):
@@ -241,7 +243,7 @@ def test_other_steps_are_refused(text):
 
 
 def test_one_command_evaluates_steps_and_data_sets(tmp_path, load_config):
-    overrides = (*SMALLER, "CRBP.STEPS", 2, "CRBP.STEPS_SPREAD", 0)
+    overrides = (*SMALLER, "CRBP.SOLVER.STEPS", 2, "CRBP.SOLVER.SPREAD", 0)
     torch.save(
         {"model": build_model(load_config("quick/pathfinder_crbp.yaml", *overrides)).state_dict()},
         tmp_path / "model.pth",

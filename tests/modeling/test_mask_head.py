@@ -9,7 +9,7 @@ from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from crbp_d2.core import Recurrence
+from crbp_d2.core import build_recurrence
 from crbp_d2.modeling import RecurrentMaskHead
 
 CLASSES, SIDE = 3, 6
@@ -23,7 +23,7 @@ def build_head(load_config):
             "quick/shapes_crbp.yaml",
             "MODEL.ROI_HEADS.NUM_CLASSES",
             CLASSES,
-            "CRBP.STEPS",
+            "CRBP.SOLVER.STEPS",
             4,
             *overrides,
         )
@@ -82,7 +82,7 @@ def test_images_without_regions_keep_every_parameter_in_the_graph(algorithm, cou
 def test_chunks_of_regions_change_nothing(size, build_head):
     found = []
     for chunk in (0, size):
-        head = build_head("CRBP.CHUNK_SAMPLES", chunk, "CRBP.LCP_BOUND", 0.0)
+        head = build_head("CRBP.CHUNK_SAMPLES", chunk, "CRBP.PENALTY.LCP.BOUND", 0.0)
         torch.manual_seed(1)
         x, losses, _ = train_step(head)
         gradients = [x.grad, *(p.grad for p in head.parameters())]
@@ -96,25 +96,25 @@ def test_chunks_of_regions_change_nothing(size, build_head):
 
 
 def test_further_penalties_are_losses_of_their_own(build_head):
-    head = build_head("CRBP.FROBENIUS_WEIGHT", 0.5, "CRBP.SPECTRAL_WEIGHT", 0.5)
+    head = build_head("CRBP.PENALTY.FROBENIUS.WEIGHT", 0.5, "CRBP.PENALTY.SPECTRAL.WEIGHT", 0.5)
     _, losses, _ = train_step(head)
     assert set(losses) == {"loss_mask", "loss_lcp", "loss_frobenius", "loss_spectral"}
 
 
 def test_a_loss_on_every_step_is_the_mean_of_their_losses(build_head):
-    head = build_head("CRBP.ALGORITHM", "bptt", "CRBP.LOSS_ON_EVERY_STEP", True)
+    head = build_head("CRBP.ALGORITHM", "bptt", "CRBP.LOSS.EVERY_STEP", True)
     x, instances = features(3), proposals(3)
     with EventStorage():
         together = head(x, instances)["loss_mask"]
-        alone = []
+        alone, head.every_step = [], False
         for steps in range(1, 5):
-            head.recurrence = Recurrence(head.recurrence.cell, algorithm="bptt", steps=steps)
+            head.recurrence = build_recurrence("bptt", head.recurrence.cell, steps=steps)
             alone.append(head(x, instances)["loss_mask"])
     assert torch.allclose(together, torch.stack(alone).mean(), rtol=1e-5)
 
 
 def test_an_early_loss_is_one_of_its_own_and_leaves_the_metrics_to_the_last_state(build_head):
-    head = build_head("CRBP.EARLY_LOSS_WEIGHT", 0.5)
+    head = build_head("CRBP.LOSS.EARLY_WEIGHT", 0.5)
     x, instances = features(3), proposals(3)
     with EventStorage() as storage:
         losses = head(x, instances)
@@ -126,8 +126,8 @@ def test_an_early_loss_is_one_of_its_own_and_leaves_the_metrics_to_the_last_stat
 
 def test_a_penalty_schedule_follows_the_iteration(build_head):
     head = build_head(
-        *("CRBP.PENALTY_SCHEDULE", ((10, 0.0), (20, 1.0)), "CRBP.LCP_BOUND", 0.0),
-        *("CRBP.SPECTRAL_WEIGHT", 3.0, "CRBP.SPECTRAL_MARGIN", 0.0),
+        *("CRBP.PENALTY.SCHEDULE", ((10, 0.0), (20, 1.0)), "CRBP.PENALTY.LCP.BOUND", 0.0),
+        *("CRBP.PENALTY.SPECTRAL.WEIGHT", 3.0, "CRBP.PENALTY.SPECTRAL.MARGIN", 0.0),
     )
     for iteration, factor in ((0, 0.0), (15, 0.5), (30, 1.0)):
         with EventStorage(iteration):
@@ -170,7 +170,7 @@ def test_features_of_another_width_pass_a_convolution(build_head):
 
 
 def test_steps_in_testing(build_head):
-    head = build_head("CRBP.TEST_STEPS", 9).eval()
+    head = build_head("CRBP.SOLVER.TEST_STEPS", 9).eval()
     x = features(2)
     with torch.no_grad():
         state = torch.zeros_like(x)

@@ -35,7 +35,7 @@ needs_coco = pytest.mark.skipif(
 SMALL = [
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
     "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0",
-    "CRBP.STEPS", "4", "CRBP.PICTURES", "1",
+    "CRBP.SOLVER.STEPS", "4", "TEST.PICTURES", "1",
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_evaluation_alone_and_with_other_steps(shapes, tmp_path):
     again = run(tmp_path / "b", "quick/shapes_crbp.yaml", *weights, flags=("--eval-only",))
     assert again["panoptic_seg"] == trained["panoptic_seg"]
     assert again["sem_seg"] == trained["sem_seg"]
-    more = ("CRBP.TEST_STEPS", 8, "CRBP.PICTURES", 0)
+    more = ("CRBP.SOLVER.TEST_STEPS", 8, "TEST.PICTURES", 0)
     run(tmp_path / "c", "quick/shapes_crbp.yaml", *weights, *more, flags=("--eval-only",))
     assert not (tmp_path / "c" / "predictions").exists()
 
@@ -120,7 +120,7 @@ def test_expected_results_that_are_missed_fail_the_run(shapes, tmp_path):
 def test_a_run_goes_on_exactly_where_it_was_interrupted(shapes, tmp_path):
     options = (
         *("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 3, "DATASETS.TEST", "()"),
-        *("CRBP.PICTURES", 0, "CRBP.PENALTY_SAMPLES", 2),
+        *("TEST.PICTURES", 0, "CRBP.PENALTY.SAMPLES", 2),
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(whole, "quick/shapes_crbp.yaml", *options)
@@ -144,9 +144,9 @@ def test_a_run_goes_on_exactly_where_it_was_interrupted(shapes, tmp_path):
         (
             (
                 *("--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml"),
-                *("CRBP.STEPS", 0, "OUTPUT_DIR", "out"),
+                *("CRBP.SOLVER.STEPS", 0, "OUTPUT_DIR", "out"),
             ),
-            "CRBP.STEPS: steps must be an integer of at least 1, got 0",
+            "CRBP.SOLVER.STEPS: steps must be an integer of at least 1, got 0",
         ),
         (
             (
@@ -157,7 +157,7 @@ def test_a_run_goes_on_exactly_where_it_was_interrupted(shapes, tmp_path):
         ),
         (
             ("--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml", "CRBP.STEPZ", 3),
-            "Non-existent key: CRBP.STEPZ; did you mean CRBP.STEPS",
+            "Non-existent key: CRBP.STEPZ; did you mean CRBP.SOLVER.STEPS",
         ),
         (
             (
@@ -172,7 +172,7 @@ def test_a_run_goes_on_exactly_where_it_was_interrupted(shapes, tmp_path):
                 *("--num-machines", 2, "--dist-url", "tcp://127.0.0.1:9"),
                 *("--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml", "CRBP.STEPZ", 3),
             ),
-            "Non-existent key: CRBP.STEPZ; did you mean CRBP.STEPS",
+            "Non-existent key: CRBP.STEPZ; did you mean CRBP.SOLVER.STEPS",
         ),
     ],
 )
@@ -196,7 +196,7 @@ def test_mixed_precision_needs_a_gpu(load_config, shapes):
 
 
 def test_an_unknown_optimizer_lists_the_choices(load_config):
-    cfg = load_config("quick/shapes_crbp.yaml", "CRBP.OPTIMIZER", "lion")
+    cfg = load_config("quick/shapes_crbp.yaml", "SOLVER.OPTIMIZER", "lion")
     with pytest.raises(ValueError, match="adam, adamw, sgd"):
         Trainer.build_optimizer(cfg, torch.nn.Linear(2, 2))
 
@@ -205,7 +205,7 @@ def test_a_feed_forward_checkpoint_fills_all_but_the_mask_trunk(load_config, tmp
     feedforward = build_model(load_config("quick/shapes_feedforward.yaml"))
     path = tmp_path / "baseline.pth"
     torch.save({"model": feedforward.state_dict()}, path)
-    recurrent = build_model(load_config("quick/shapes_crbp.yaml", "CRBP.CHANNELS", 64))
+    recurrent = build_model(load_config("quick/shapes_crbp.yaml", "CRBP.CELL.CHANNELS", 64))
     trunk = ("roi_heads.mask_head.recurrence.", "roi_heads.mask_head.output_norm.")
     with caplog.at_level(logging.INFO):
         DetectionCheckpointer(recurrent).load(str(path))
@@ -241,8 +241,15 @@ def test_two_processes_of_one_image_average_to_one_of_two_images(load_config, sh
         *["MODEL.RPN.POST_NMS_TOPK_TRAIN", 8, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 4096],
         *["MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0, "MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.999]],
         *["INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.RANDOM_FLIP", "none"],
-        *["CRBP.STEPS", 6, "CRBP.LCP_REDUCTION", "mean", "CRBP.LCP_BOUND", 0.0],
-        *["CRBP.LCP_WEIGHT", 1.0],
+        *[
+            "CRBP.SOLVER.STEPS",
+            6,
+            "CRBP.PENALTY.LCP.REDUCTION",
+            "mean",
+            "CRBP.PENALTY.LCP.BOUND",
+            0.0,
+        ],
+        *["CRBP.PENALTY.LCP.WEIGHT", 1.0],
     )
     set_num_classes(cfg, NAME)
     items = list(map(DatasetMapper(cfg, is_train=True), DatasetCatalog.get(NAME)))
@@ -269,8 +276,8 @@ def test_real_images_train_and_losses_fall(load_config, monkeypatch, tmp_path):
         "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
         "INPUT.MAX_SIZE_TRAIN", "160", "INPUT.MAX_SIZE_TEST", "160",
         "SOLVER.MAX_ITER", "40", "SOLVER.WARMUP_ITERS", "5", "SOLVER.IMS_PER_BATCH", "2",
-        "CRBP.STEPS", "4",
-        "CRBP.PICTURES", "1",
+        "CRBP.SOLVER.STEPS", "4",
+        "TEST.PICTURES", "1",
     ]  # fmt: skip
     environment = {
         **os.environ,

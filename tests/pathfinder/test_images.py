@@ -129,7 +129,7 @@ def test_flips_follow_the_config():
     assert not PathfinderMapper(_config(flip="none"), is_train=True).flip
     assert PathfinderMapper(_config(), is_train=True, transpose=True).transpose
     cfg = _config()
-    cfg.CRBP.TRANSPOSE = True
+    cfg.INPUT.TRANSPOSE = True
     assert PathfinderMapper(cfg, is_train=True).transpose
 
 

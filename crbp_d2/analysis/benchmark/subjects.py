@@ -58,6 +58,7 @@ class Subject:
         recurrent: config of the recurrent model.
         training: labels of the variants that are measured by default; see `parse_variant`.
         inference: the same for predictions.
+        plain: overrides without which a lever would be pulled.
     """
 
     build: Callable[[CfgNode, Load], tuple[nn.Module, Callable[[], Losses | None]]]
@@ -66,6 +67,7 @@ class Subject:
     recurrent: str
     training: tuple[str, ...]
     inference: tuple[str, ...]
+    plain: tuple[Any, ...] = ()
 
     def variant(self, label: str) -> Variant:
         """The variant of a label.
@@ -73,7 +75,12 @@ class Subject:
         Raises:
             ConfigurationError: see `parse_variant`.
         """
-        return parse_variant(label, feed_forward=self.feed_forward, recurrent=self.recurrent)
+        return parse_variant(
+            label,
+            feed_forward=self.feed_forward,
+            recurrent=self.recurrent,
+            plain=self.plain,
+        )
 
 
 def build_step(
@@ -244,6 +251,7 @@ SUBJECTS: Mapping[str, Subject] = {
         training=(*_TRAINING, *_FOURIER),
         # Without a gradient, an accelerated adjoint is no other variant.
         inference=(*_INFERENCE, "crbp 20/15, FFT", "bptt 6, FFT"),
+        plain=("CRBP.CELL.CONVOLUTION", "direct"),
     ),
     "model": Subject(panoptic_model, Load(count=1, size=320), **_PANOPTIC),
 }

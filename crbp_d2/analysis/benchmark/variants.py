@@ -11,25 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crbp_d2.core import ConfigurationError
-from crbp_d2.core.estimators import parse_algorithm
+from crbp_d2.core import ConfigurationError, parse_algorithm
 
 FEED_FORWARD = "feed-forward"
 
-_ANDERSON_ADJOINT = ("CRBP.ADJOINT_ACCELERATION", "anderson")
+_ANDERSON_ADJOINT = ("CRBP.ADJOINT.NAME", "anderson")
 LEVERS: Mapping[str, tuple[Any, ...]] = {
     "Anderson adjoint": _ANDERSON_ADJOINT,
-    "Anderson": (*_ANDERSON_ADJOINT, "CRBP.FORWARD_ACCELERATION", "anderson"),
-    "bf16": ("CRBP.SOLVE_PRECISION", "bf16"),
-    "compiled": ("CRBP.COMPILE", True),
-    "FFT": ("CRBP.CONVOLUTION", "fft"),
-    "penalty on N": ("CRBP.PENALTY_SAMPLES",),
+    "Anderson": (*_ANDERSON_ADJOINT, "CRBP.SOLVER.NAME", "anderson"),
+    "bf16": ("CRBP.SOLVER.PRECISION", "bf16", "CRBP.ADJOINT.PRECISION", "bf16"),
+    "compiled": ("CRBP.SOLVER.COMPILE", True),
+    "FFT": ("CRBP.CELL.CONVOLUTION", "fft"),
+    "penalty on N": ("CRBP.PENALTY.SAMPLES",),
     "chunks of N": ("CRBP.CHUNK_SAMPLES",),
-    "tested at N": ("CRBP.TEST_STEPS",),
+    "tested at N": ("CRBP.SOLVER.TEST_STEPS",),
 }
 """Name, with `N` for a number -> the config keys, which that number follows."""
 
-_PLAIN = ("CRBP.CONVOLUTION", "direct")
 _RECURRENCE = re.compile(r"(?P<algorithm>\S+) (?P<steps>[1-9]\d*)(?:/(?P<terms>[1-9]\d*))?")
 
 
@@ -48,7 +46,9 @@ class Variant:
     overrides: tuple[Any, ...] = ()
 
 
-def parse_variant(label: str, *, feed_forward: str, recurrent: str) -> Variant:
+def parse_variant(
+    label: str, *, feed_forward: str, recurrent: str, plain: tuple[Any, ...] = ()
+) -> Variant:
     """The variant of a label: see the head of this module.
 
     Args:
@@ -56,6 +56,7 @@ def parse_variant(label: str, *, feed_forward: str, recurrent: str) -> Variant:
             says that there are none.
         feed_forward: config of the feed-forward rival.
         recurrent: config of the recurrent model.
+        plain: overrides that pull no lever, `KEY VALUE ...`.
 
     Raises:
         ConfigurationError: not such a label; the message says which part and lists the levers.
@@ -70,12 +71,12 @@ def parse_variant(label: str, *, feed_forward: str, recurrent: str) -> Variant:
             "its steps and, after a slash, its Neumann terms, such as 'crbp 20/15'"
         )
     parse_algorithm(found["algorithm"])
-    overrides = ["CRBP.ALGORITHM", found["algorithm"], "CRBP.STEPS", int(found["steps"])]
+    overrides = ["CRBP.ALGORITHM", found["algorithm"], "CRBP.SOLVER.STEPS", int(found["steps"])]
     if found["terms"]:
-        overrides += ["CRBP.NEUMANN_TERMS", int(found["terms"])]
+        overrides += ["CRBP.ADJOINT.TERMS", int(found["terms"])]
     for lever in levers if levers != ["plain"] else []:
         overrides += _lever(lever, label)
-    return Variant(label, recurrent, (*_PLAIN, *overrides))
+    return Variant(label, recurrent, (*plain, *overrides))
 
 
 def _lever(name: str, label: str) -> tuple[Any, ...]:

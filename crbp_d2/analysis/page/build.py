@@ -120,7 +120,9 @@ class _Page:
         self.numbers: Json = {
             "data_set": data_set,
             "score": painter.score,
-            "runs": [{"label": run.label, "trained_steps": run.cfg.CRBP.STEPS} for run in runs],
+            "runs": [
+                {"label": run.label, "trained_steps": run.cfg.CRBP.SOLVER.STEPS} for run in runs
+            ],
             "steps": list(steps),
             "images": [],
         }

@@ -12,8 +12,7 @@ from crbp_d2.analysis.outputs import find_recurrence, outputs_at
 from crbp_d2.analysis.page.encode import sheet
 from crbp_d2.analysis.page.painters import Painter, Scene
 from crbp_d2.analysis.runs import Run, load_run, require_different_labels, split_label
-from crbp_d2.core import ConfigurationError
-from crbp_d2.core.errors import NonFiniteError
+from crbp_d2.core import ConfigurationError, NonFiniteError
 from crbp_d2.evaluation.pictures import image_name, unused
 
 

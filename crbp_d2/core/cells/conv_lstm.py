@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from crbp_d2.core.cells.parts import odd_kernel
+from crbp_d2.core.cells.base import CELLS
+from crbp_d2.core.options import integer, number, odd
 from crbp_d2.core.state import zero_state
 
 
+@CELLS.register("conv_lstm")
 class ConvLSTMCell(nn.Module):
     """Convolutional LSTM (Shi et al. 2015) without peepholes; its state is the pair `(h, c)`.
 
@@ -28,7 +30,7 @@ class ConvLSTMCell(nn.Module):
 
     def __init__(self, *, channels: int, kernel_size: int = 15, forget_bias: float = 1.0) -> None:
         super().__init__()
-        size = odd_kernel(kernel_size)
+        size, channels = odd("kernel_size", kernel_size), integer("channels", channels, 1)
         self.channels = channels
         self.from_drive = nn.Conv2d(channels, 4 * channels, size, padding=size // 2)
         self.from_state = nn.Conv2d(channels, 4 * channels, size, padding=size // 2, bias=False)
@@ -37,7 +39,7 @@ class ConvLSTMCell(nn.Module):
         bias = self.from_drive.bias
         assert bias is not None
         nn.init.zeros_(bias)
-        nn.init.constant_(bias[channels : 2 * channels], forget_bias)
+        nn.init.constant_(bias[channels : 2 * channels], number("forget_bias", forget_bias))
 
     def initial_state(self, drive: Tensor) -> tuple[Tensor, Tensor]:
         """`(h, c)` of zeros for a drive `(N, C, H, W)`; float32 under autocast."""

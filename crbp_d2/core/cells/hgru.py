@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from crbp_d2.core.cells.fft_convolution import LongRangeConv2d
-from crbp_d2.core.cells.parts import PointwiseGate, initialise_gate_biases, softplus, state_norm
+from crbp_d2.core.cells.base import CELLS
+from crbp_d2.core.cells.gates import PointwiseGate, initialise_gate_biases
+from crbp_d2.core.cells.norms import state_norm
+from crbp_d2.core.ops.activations import softplus
+from crbp_d2.core.ops.fft_convolution import LongRangeConv2d
+from crbp_d2.core.options import integer, switch
 
 
+@CELLS.register("hgru")
 class HGRUCell(nn.Module):
     """Horizontal gated recurrent unit: suppression, then facilitation, over long-range kernels.
 
@@ -54,7 +59,8 @@ class HGRUCell(nn.Module):
         convolution: str = "auto",
     ) -> None:
         super().__init__()
-        self.rectify_state = rectify_state
+        channels = integer("channels", channels, 1)
+        self.rectify_state = switch("rectify_state", rectify_state)
         self.suppression_gate = PointwiseGate(channels=channels)
         self.suppression = LongRangeConv2d(channels, channels, kernel_size, method=convolution)
         self.suppression_norm = state_norm(norm, channels, scale=norm_scale)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from crbp_d2.core.cells.parts import (
-    GlobalLocalGate,
-    PointwiseGate,
-    activation,
-    initialise_gate_biases,
-    odd_kernel,
-    state_norm,
-)
+from crbp_d2.core.cells.base import CELLS
+from crbp_d2.core.cells.gates import GlobalLocalGate, PointwiseGate, initialise_gate_biases
+from crbp_d2.core.cells.norms import state_norm
 from crbp_d2.core.errors import ConfigurationError, choices
+from crbp_d2.core.ops.activations import activation
+from crbp_d2.core.options import integer, odd
 
 GATES = ("gala", "pointwise")
 
 
+@CELLS.register("mask_hgru")
 class MaskHGRUCell(nn.Module):
     """Group-normalised hGRU that takes the place of Mask R-CNN's four convolutions.
 
@@ -63,7 +61,7 @@ class MaskHGRUCell(nn.Module):
             raise ConfigurationError(
                 f"unknown gate {gate!r}; choose from {choices(GATES)}", option="gate"
             )
-        size = odd_kernel(kernel_size)
+        size, channels = odd("kernel_size", kernel_size), integer("channels", channels, 1)
         self.activation = activation(activation_name)
         self.suppression_gate: GlobalLocalGate | PointwiseGate = (
             GlobalLocalGate(channels=channels, activation_name=activation_name)

@@ -54,7 +54,7 @@ class PathfinderMapper:
         return {
             "is_train": is_train,
             "flip": cfg.INPUT.RANDOM_FLIP != "none",
-            "transpose": cfg.CRBP.TRANSPOSE,
+            "transpose": cfg.INPUT.TRANSPOSE,
         }
 
     def __call__(self, record: Record) -> Record:

@@ -1,0 +1,169 @@
+"""The configuration node of this plugin, and the keys it adds to Detectron2's own nodes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from crbp_d2.config.renamed import register_renamed_keys
+from crbp_d2.core import ADJOINTS, CELLS, PENALTIES, SOLVERS, ConfigurationError, Registry
+
+PARTS = "CRBP_D2_PARTS"
+"""Environment variable of modules with parts of your own."""
+COMMON = ("NAME", "STEPS", "TEST_STEPS", "SPREAD", "COMPILE")
+"""Keys of nodes that are not options of the part which is chosen."""
+NOT_OPTIONS = ("name", "max_samples")
+"""Of penalties: the first is the name of the node, the second `PENALTY.SAMPLES`."""
+
+
+def add_crbp_config(cfg: CfgNode) -> None:
+    """Add the node `CRBP` with its default values, the paper's C-RBP mask head, and keys of
+    optimizer, data and heads beside Detectron2's.
+
+    `SOLVER`, `ADJOINT`, `CELL` and the nodes of `PENALTY` hold the options of the part that their
+    `NAME` (or their own name) chooses, `None` for its default: every option of every registered
+    part has a key, and `options_of` refuses those that the chosen one does not take. The name in
+    brackets is the paper's symbol.
+
+    Args:
+        cfg: a Detectron2 config; changed in place.
+    """
+    import_parts()
+    node = cfg.CRBP = CfgNode()
+    # How gradients reach the recurrent weights: bptt, tbptt, rbp, jfb, phantom, implicit, deq, or
+    # crbp, which is rbp with the Lipschitz coefficient penalty. It chooses solver, adjoint and
+    # penalties; their nodes choose others. "+" adds penalties, as in bptt+lcp.
+    node.ALGORITHM = "crbp"
+    # What to do with samples whose drive, state or gradient is NaN or infinite: raise, or skip (and
+    # count).
+    node.ON_NONFINITE = "raise"
+    # Compute at most this many RoIs (images of a contour model) at a time, so that memory hardly
+    # grows with their number; costs one more step and a second value of each penalty. 0 for all at
+    # once. Not with adjoints that need more than the last step, EARLY_WEIGHT or skip.
+    node.CHUNK_SAMPLES = 0
+
+    # --- steps without gradients -----------------------------------------------------------------
+    solver = node.SOLVER = _options(SOLVERS)
+    # steps, anderson or torchdeq; "" for the algorithm's.
+    solver.NAME = ""
+    # Steps of the recurrence in training (T; N in the paper's figures). At least 1.
+    solver.STEPS = 20
+    # Steps outside training; 0 for the same number.
+    solver.TEST_STEPS = 0
+    # In training, draw the number of steps anew in every iteration, up to this many fewer or more:
+    # the answer is then asked for at every step from STEPS - SPREAD to STEPS + SPREAD, so that it
+    # comes and stays. Below STEPS; 0 for none.
+    solver.SPREAD = 0
+    # Run these steps through torch.compile.
+    solver.COMPILE = False
+
+    # --- gradients -------------------------------------------------------------------------------
+    adjoint = node.ADJOINT = _options(ADJOINTS)
+    # unroll, one_step, neumann, anderson, gmres or torchdeq; "" for the algorithm's.
+    adjoint.NAME = ""
+
+    # --- penalties -------------------------------------------------------------------------------
+    penalty = node.PENALTY = CfgNode(new_allowed=True)
+    # Compute penalties on this many samples (RoIs), drawn at random, to save memory; 0 for all.
+    penalty.SAMPLES = 0
+    # Factor on the weights of all penalties but the Lipschitz coefficient penalty over training:
+    # ((iteration, factor), ...), linear between the points. ((1000, 0.0), (2000, 1.0)) learns first
+    # and contracts afterwards. () for none.
+    penalty.SCHEDULE = ()
+    # Those but LCP are also added by their WEIGHT.
+    for name in PENALTIES:
+        penalty[name.upper()] = _options(PENALTIES, name)
+    # Weight of the Lipschitz coefficient penalty (lambda), as in the released panoptic model.
+    penalty.LCP.WEIGHT = 0.001
+    # Column sums of the Jacobian up to this are free (mu), in [0, 1).
+    penalty.LCP.BOUND = 0.95
+    # mean or sum over the elements of the state.
+    penalty.LCP.REDUCTION = "sum"
+
+    # --- losses on other steps -------------------------------------------------------------------
+    loss = node.LOSS = CfgNode()
+    # Mean of the losses of all steps that the adjoint records, instead of the last step's loss.
+    loss.EVERY_STEP = False
+    # Weight of a loss on one earlier step, drawn anew in every iteration, which makes the model
+    # answer early; its gradient goes through that step alone. 0.0 for none.
+    loss.EARLY_WEIGHT = 0.0
+    # The earlier step is drawn from those after this fraction of all (of the fewest that SPREAD
+    # allows), in [0, 1).
+    loss.EARLY_FROM = 0.25
+
+    # --- circuit ---------------------------------------------------------------------------------
+    cell = node.CELL = _options(CELLS)
+    # mask_hgru (the mask head's), hgru (Pathfinder's) or conv_lstm.
+    cell.NAME = "mask_hgru"
+    # Channels of drive and state (C). Features of another width pass a 1x1 convolution first.
+    cell.CHANNELS = 256
+
+    # --- Detectron2's own nodes ------------------------------------------------------------------
+    # Norm of the last state before the readout: GN, IN, BN, SyncBN, FrozenBN, LN or "".
+    cfg.MODEL.ROI_MASK_HEAD.OUTPUT_NORM = "GN"
+    # The same of contour models, and of the layers of the one without recurrence.
+    cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM = "BN"
+    # Contour models: focusing of the focal loss (gamma); 0.0 is the cross entropy.
+    cfg.MODEL.SEM_SEG_HEAD.FOCAL_GAMMA = 2.0
+    # Contour models: probability that an untrained model gives to a contour, in (0, 1).
+    cfg.MODEL.SEM_SEG_HEAD.PRIOR = 0.01
+    # FeedForwardSemSegHead, the recurrent head's rival: layers.
+    cfg.MODEL.SEM_SEG_HEAD.LAYERS = 6
+    # GaborStem: size of the filters, odd.
+    cfg.MODEL.BACKBONE.KERNEL_SIZE = 7
+    # sgd (Detectron2's), adam or adamw, with the learning rates and decays of SOLVER.
+    cfg.SOLVER.OPTIMIZER = "sgd"
+    # Pathfinder: besides INPUT.RANDOM_FLIP, exchange rows and columns at random.
+    cfg.INPUT.TRANSPOSE = False
+    # Pathfinder: never show an image twice; past the end of an epoch, fresh ones are drawn.
+    cfg.DATALOADER.ENDLESS = False
+    # A YAML or JSON file of panoptic data sets of your own to register, see datasets/README.md.
+    cfg.DATASETS.FILE = ""
+    # Prediction pictures to draw from the first test set after training or evaluation.
+    cfg.TEST.PICTURES = 8
+
+    register_renamed_keys(cfg)
+
+
+def import_parts() -> None:
+    """Import the modules that the environment variable `CRBP_D2_PARTS` names, parted by commas:
+    they register cells, solvers, adjoints and penalties. Processes that are started inherit it.
+
+    Raises:
+        ConfigurationError: one can't be imported.
+    """
+    for name in filter(None, os.environ.get(PARTS, "").split(",")):
+        try:
+            importlib.import_module(name.strip())
+        except ImportError as error:
+            raise ConfigurationError(
+                f"{PARTS} names {name.strip()}, which can't be imported ({error}); correct it, or "
+                "let PYTHONPATH name the folder it is in"
+            ) from error
+
+
+def options_of(node: CfgNode, *common: str) -> dict[str, Any]:
+    """The options that a node sets, as keyword arguments; those of `None` are left to the part.
+
+    Args:
+        node: `cfg.CRBP.SOLVER` or its like.
+        common: keys that are not options of the part.
+    """
+    return {
+        key.lower(): value for key, value in node.items() if value is not None and key not in common
+    }
+
+
+def _options(registry: Registry[Any], *names: str) -> CfgNode:
+    """A node with a key for every option of some registered parts, or of all; keys of parts that
+    are registered later are taken, too."""
+    keys: dict[str, None] = {}
+    for name in names or registry:
+        options: Mapping[str, inspect.Parameter] = registry.options(name)
+        keys |= dict.fromkeys(key.upper() for key in options if key not in NOT_OPTIONS)
+    return CfgNode(dict(keys), new_allowed=True)

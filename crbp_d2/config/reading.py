@@ -1,0 +1,156 @@
+"""Configurations read from files and command lines."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from crbp_d2.config.defaults import COMMON, add_crbp_config, options_of
+from crbp_d2.core import (
+    ADJOINTS,
+    CELLS,
+    SOLVERS,
+    ConfigurationError,
+    did_you_mean,
+    parse_algorithm,
+)
+
+logger = logging.getLogger(__name__)
+
+# Detectron2 then takes the usual decay, and the usual rate.
+_MAY_BE_NONE = ("SOLVER.BIAS_LR_FACTOR", "SOLVER.WEIGHT_DECAY_NORM")
+
+
+def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The configuration that a file and `KEY VALUE ...` describe, not frozen.
+
+    Files are read as plain data: Detectron2 itself would run what a YAML tag as `!!python/object`
+    asks for. Where the command line chooses another algorithm or part than the file, the options of
+    the file that this one does not take are left out; those of the command line are refused when
+    the model is built.
+
+    Raises:
+        ConfigurationError: there is no such file, it can't be read, or a key or value can't be.
+    """
+    if not os.path.isfile(config_file):
+        raise ConfigurationError(
+            f"--config-file {config_file or '(none given)'}: no such file; name one, as "
+            "configs/quick/shapes_crbp.yaml"
+        )
+    cfg = get_cfg()
+    add_crbp_config(cfg)
+    with _naming(f"--config-file {config_file}", cfg):
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    with _naming("KEY VALUE on the command line", cfg):
+        cfg.merge_from_list(list(overrides))
+    _require_values(cfg)
+    _leave_out_options_of_others(cfg, overrides[::2])
+    cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS or ""
+    return cfg
+
+
+def _leave_out_options_of_others(cfg: CfgNode, given: Sequence[str]) -> None:
+    node = cfg.CRBP
+    try:
+        preset = parse_algorithm(node.ALGORITHM)
+        parts = {
+            "SOLVER": SOLVERS.options(node.SOLVER.NAME or preset.solver["name"]),
+            "ADJOINT": ADJOINTS.options(node.ADJOINT.NAME or preset.adjoint["name"]),
+            "CELL": CELLS.options(node.CELL.NAME),
+        }
+    except ConfigurationError:
+        return  # of an unknown name; building the model says so
+    for part, options in parts.items():
+        if not {"CRBP.ALGORITHM", f"CRBP.{part}.NAME"} & set(given):
+            continue
+        for option in options_of(node[part], *COMMON):
+            key = f"CRBP.{part}.{option.upper()}"
+            if option not in options and key not in given:
+                logger.info("%s is left out, as what was chosen in its place has none", key)
+                node[part][option.upper()] = None
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a key by its full name."""
+    return functools.reduce(lambda node, name: node[name], key.split("."), cfg)
+
+
+@contextmanager
+def _naming(place: str, cfg: CfgNode) -> Iterator[None]:
+    """Whatever merging raises says in one line where, and which key may have been meant."""
+    try:
+        yield
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigurationError(
+            f"{place}: {error.problem}{_position(error)}; only plain values are read, for others "
+            "could run code: write the value itself"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        raise ConfigurationError(
+            f"{place}: {error.context or ''} {error.problem}{_position(error)}; correct the YAML"
+        ) from error
+    except (AttributeError, MemoryError, RecursionError, TypeError) as error:
+        raise ConfigurationError(
+            f"{place}: not keys with plain values ({type(error).__name__}: {error})"
+        ) from error
+    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{place}: {_said(error, cfg)}") from error
+
+
+def _position(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark
+    return "" if mark is None else f" in {mark.name}, line {mark.line + 1}"
+
+
+def _require_values(cfg: CfgNode) -> None:
+    """Refuse `None`, which Detectron2 takes for a value of any key, where nothing can use it."""
+    default = get_cfg()
+    add_crbp_config(default)
+    for key in _keys(default):
+        usual = value_of(default, key)
+        if value_of(cfg, key) is not None or usual is None or key in _MAY_BE_NONE:
+            continue
+        # In models a norm of `None` is none, and of a penalty it is the part's own default.
+        if not key.startswith(("MODEL.", "CRBP.PENALTY.")):
+            raise ConfigurationError(
+                f"{key}: None is no value of it; leave the key out for the default, {usual!r}"
+            )
+
+
+def _said(error: Exception, cfg: CfgNode) -> str:
+    """The message of an error, with the keys that an unknown one may have been meant to be."""
+    message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    if message.split()[-1] == "CRBP.CELL":
+        return "the name of a cell is CRBP.CELL.NAME, and CRBP.CELL a group of keys"
+    if "\n" in message:
+        return f"{message.split()[-1]} is a group of keys; give values to single ones of them"
+    unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
+    meant = _meant(unknown[1], list(_keys(cfg))) if unknown else ""
+    return f"{message}; {meant}" if meant else message
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """What an unknown key may have been meant to be: one of a like name, or of one in a node of the
+    same root."""
+    root, last = key.split(".")[0], key.split(".")[-1]
+    inside = {name.split(".")[-1]: name for name in known if name.split(".")[0] == root}
+    near = did_you_mean(last, inside)
+    for name in sorted(inside, key=len, reverse=True):
+        near = near.replace(f" {name}", f" {inside[name]}")
+    return did_you_mean(key, known) or near
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

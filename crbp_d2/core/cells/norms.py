@@ -1,0 +1,112 @@
+"""Norms inside a cell, and what their batch statistics forbid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crbp_d2.core.errors import ConfigurationError, choices
+from crbp_d2.core.options import number
+
+NORMS = ("", "BN", "GN", "IN")
+GROUPS = 32
+
+
+class StateBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm inside a cell: one set of parameters and statistics for all steps.
+
+    In training it normalises by the statistics of the batch at that step. Its running statistics
+    follow only the steps that are recorded, for equilibrium estimators the last one: those of the
+    state that is read out, and not a mixture with the steps before. A step that is recorded once
+    more, for a penalty, an early loss or a checkpoint, leaves them alone. In evaluation it uses
+    them, so that a sample's prediction does not depend on the others of its batch (the released
+    code uses batch statistics there, too).
+    """
+
+    keeps_statistics = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        if torch.is_grad_enabled() and not self.keeps_statistics:
+            return super().forward(input)
+        # Copies are updated in place of the statistics: a checkpoint's second run must save for the
+        # backward pass what its first one did.
+        mean, variance = (
+            s if s is None else s.clone() for s in (self.running_mean, self.running_var)
+        )
+        return F.batch_norm(input, mean, variance, self.weight, self.bias, True, 0.0, self.eps)
+
+
+@contextmanager
+def statistics_kept(cell: object) -> Iterator[None]:
+    """Within the block the batch norms of a cell leave their running statistics as they are."""
+    modules = cell.modules() if isinstance(cell, nn.Module) else ()
+    norms = [module for module in modules if isinstance(module, StateBatchNorm2d)]
+    for norm in norms:
+        norm.keeps_statistics = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.keeps_statistics = False
+
+
+def state_norm(kind: str, channels: int, *, scale: float) -> nn.Module:
+    """A norm for the state of a cell.
+
+    Args:
+        kind: `GN` group norm of 32 groups (or fewer: the greatest common divisor with the
+            channels), `BN` see `StateBatchNorm2d`, `IN` instance norm (each sample and channel over
+            space, with scale and shift), or `""` for none.
+        channels: of the state.
+        scale: initial value of the learned scale. The shift starts at 0.
+
+    Raises:
+        ConfigurationError: unknown kind. Synchronised batch norm is not offered, as it has no
+            double backward, which the penalties need.
+    """
+    if kind not in NORMS:
+        raise ConfigurationError(
+            f"unknown norm {kind!r} inside a cell; choose from {', '.join(map(repr, NORMS))}",
+            option="norm",
+        )
+    scale = number("norm_scale", scale)
+    if kind == "":
+        return nn.Identity()
+    norm: nn.GroupNorm | nn.BatchNorm2d
+    if kind == "BN":
+        norm = StateBatchNorm2d(channels)
+    else:
+        groups = channels if kind == "IN" else math.gcd(GROUPS, channels)
+        norm = nn.GroupNorm(groups, channels)
+    nn.init.constant_(norm.weight, scale)
+    return norm
+
+
+def refuse_coupled_samples(cell: nn.Module, what: str) -> None:
+    """A batch that is computed in parts must not be normalised as a whole.
+
+    Args:
+        cell: the circuit.
+        what: takes the batch apart, for the message.
+
+    Raises:
+        ConfigurationError: the cell uses batch statistics at present.
+    """
+    coupled = [
+        name
+        for name, module in cell.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and (module.training or not module.track_running_stats)
+    ]
+    if coupled:
+        raise ConfigurationError(
+            f"{what}, which changes the batch statistics of {choices(coupled)}; leave it out, or "
+            "use another norm"
+        )

@@ -1,0 +1,1 @@
+"""Operations of the cells that PyTorch has slower, or not at all."""
