@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-detectron2 lint format clean
+.PHONY: help install train test test-fast test-detectron2 lint format clean
 
 # PYTHON= names the interpreter of an environment to use. Without it everything goes into .venv,
 # which BASE_PYTHON makes.
@@ -21,6 +21,7 @@ endif
 help:
 	@echo "make train    the main job on the embedded data set; results in outputs/shapes_crbp"
 	@echo "make test     the tests"
+	@echo "make test-fast  those that take two minutes together"
 	@echo "make test-detectron2 DETECTRON2=FOLDER  those that Detectron2 can change, with the copy of it"
 	@echo "              in FOLDER/detectron2 before the installed one"
 	@echo "make install  set up only; the others do it themselves when needed"
@@ -43,6 +44,9 @@ train: install
 
 test: install
 	"$(run)" -m pytest tests
+
+test-fast: install
+	"$(run)" -m pytest -m "not slow" tests
 
 # Left out are the core, which does not know Detectron2, tools that only start models of which others
 # are tested here, and command lines that end before they have one.

@@ -26,6 +26,8 @@ from crbp_d2.analysis.benchmark.subjects import panoptic_model
 from crbp_d2.core import ConfigurationError
 from tests.modeling.conftest import CONFIGS, load_config  # noqa: F401  a fixture
 
+pytestmark = pytest.mark.slow
+
 TOOL = CONFIGS.parent / "tools" / "benchmark.py"
 
 

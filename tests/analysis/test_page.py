@@ -50,6 +50,8 @@ from tests.data.thin_data import write_halves
 from tests.evaluation.models import annotations_as_predictions
 from tests.modeling.conftest import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 PANOPTIC = [
     "INPUT.MIN_SIZE_TEST", 64, "CRBP.SOLVER.STEPS", 2, "CRBP.ADJOINT.TERMS", 2,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 6,

@@ -33,6 +33,8 @@ from tests.data.panoptic_data import Written
 from tests.data.real_data import needs_real_data, real_arguments
 from tests.modeling.conftest import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 DRAWN, NAME = "test_tools_drawn", "test_tools_mixed"
 TRAINED, IMAGES = 2, 4
 KINDS = ["mixed", pytest.param("nuclei", marks=needs_real_data)]

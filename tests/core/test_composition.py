@@ -15,6 +15,8 @@ from tests.core.built import built
 from tests.core.circuits import circuit, flatten, mask_hgru
 from tests.distributed import run_processes
 
+pytestmark = pytest.mark.slow
+
 
 def head(algorithm: str = "crbp", **options) -> Recurrence:
     torch.manual_seed(0)

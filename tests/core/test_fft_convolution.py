@@ -25,6 +25,8 @@ from crbp_d2.core.ops import fft_convolution
 from crbp_d2.core.ops.fft_convolution import LongRangeConv2d, kernel_spectrum, tiling
 from tests.core.built import built
 
+pytestmark = pytest.mark.slow
+
 # Input and output channels, kernel, height, width: one tile, several, maps below the kernel's size,
 # tiles that reach over more than two blocks.
 SHAPES = [

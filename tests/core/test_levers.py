@@ -17,6 +17,8 @@ from crbp_d2.core import HGRUCell, LipschitzCoefficientPenalty, MaskHGRUCell
 from tests.core.built import built
 from tests.core.circuits import flatten
 
+pytestmark = pytest.mark.slow
+
 PLAIN = {"steps": 60, "adjoint_terms": 60, "adjoint_tolerance": 0.0}
 ANDERSON = {
     "steps": 30,

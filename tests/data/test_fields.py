@@ -26,6 +26,8 @@ from tests.evaluation.models import annotations_as_predictions, tiny_config
 from .mixed_data import registered
 from .panoptic_data import Written, instances_of, write_panoptic
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 Files = dict[str, Json]
 

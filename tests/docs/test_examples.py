@@ -11,6 +11,8 @@ import pytest
 
 from crbp_d2.config.table import markdown
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from tests.distributed import python_path
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.S)

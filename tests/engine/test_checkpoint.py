@@ -20,6 +20,8 @@ from crbp_d2.engine.reading import read_checkpoint
 from tests.engine.runs import change_weights, train
 from tests.modeling.conftest import load_config  # noqa: F401  a fixture
 
+pytestmark = pytest.mark.slow
+
 EXACT = ("--eval-only",), ("--resume",), ("--eval-only", "--resume")
 
 

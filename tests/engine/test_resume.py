@@ -19,6 +19,8 @@ from tests.data.panoptic_data import write_panoptic
 from tests.engine.runs import QUICK, TINY, train
 from tests.modeling.conftest import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 LISTED = "test_resume_listed"
 
 

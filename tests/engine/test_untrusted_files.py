@@ -21,6 +21,8 @@ import yaml
 from tests.analysis.page_runs import SMALLER, write_run
 from tests.modeling.conftest import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 TOOLS = CONFIGS.parent / "tools"
 QUICK = "quick/pathfinder_crbp.yaml"
 TINY = (*SMALLER, "CRBP.SOLVER.STEPS", 2, "DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2)

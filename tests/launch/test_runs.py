@@ -24,6 +24,8 @@ from tests.data.mixed_data import write_mixed
 from tests.distributed import ROOT, python_path
 from tests.modeling.conftest import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 TRAIN = str(ROOT / "tools" / "train_net.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # What a single machine's two tasks of srun have alike.

@@ -35,6 +35,8 @@ from tests.data.panoptic_data import Written
 from tests.distributed import run_processes
 from tests.modeling.conftest import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 NAME = "mixed_shares"
 BATCHES = 3
 # Without batch norm, as its means are over the images of a process.

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tests.modeling.conftest import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 SIDE = 64
 
 

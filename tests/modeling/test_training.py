@@ -25,6 +25,8 @@ from tests.data.shapes_data import registered_shapes
 from tests.distributed import python_path, run_processes
 from tests.modeling.conftest import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 ROOT = CONFIGS.parent
 SHARED = ROOT.parent / "shared" / "data"
 NAME = "test_training_shapes"

@@ -10,6 +10,8 @@ import pytest
 
 from .checkout import Checkout, add_distribution
 
+pytestmark = pytest.mark.slow
+
 ALIAS = "detectron2-from-labgym"
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 
