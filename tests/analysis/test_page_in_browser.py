@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not (CHROMIUM and DRIVER),
-        reason="there is no chromium with chromedriver (Debian: apt install chromium chromium-driver)",
+        reason="there is no chromium with chromedriver (apt install chromium chromium-driver)",
     ),
 ]
 DIMMED = 0.6
