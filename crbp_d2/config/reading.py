@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,9 +34,9 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     """The configuration that a file and `KEY VALUE ...` describe, not frozen.
 
     Files are read as plain data: Detectron2 itself would run what a YAML tag as `!!python/object`
-    asks for. Where the command line chooses another algorithm or part than the file, the options of
-    the file that this one does not take are left out; those of the command line are refused when
-    the model is built.
+    asks for. Where a file chooses another algorithm or part than its base, or the command line than
+    the file, inherited options that this one does not take are left out; those that are given with
+    it are refused when the model is built.
 
     Raises:
         ConfigurationError: there is no such file, it can't be read, or a key or value can't be.
@@ -49,6 +50,8 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     add_crbp_config(cfg)
     with _naming(f"--config-file {config_file}", cfg):
         cfg.merge_from_file(config_file, allow_unsafe=False)
+        own = list(_keys(CfgNode(yaml.safe_load(Path(config_file).read_text("utf-8")))))
+    _leave_out_options_of_others(cfg, own)
     with _naming("KEY VALUE on the command line", cfg):
         cfg.merge_from_list(list(overrides))
     _require_values(cfg)
@@ -58,6 +61,7 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
 
 
 def _leave_out_options_of_others(cfg: CfgNode, given: Sequence[str]) -> None:
+    """Leave out options of parts that keys which are given have replaced."""
     node = cfg.CRBP
     try:
         preset = parse_algorithm(node.ALGORITHM)

@@ -19,7 +19,25 @@ HEAD = """# Every key
 Made by `python -m crbp_d2.config > docs/config.md`. `CRBP.SOLVER`, `CRBP.ADJOINT`, `CRBP.CELL` and
 the nodes of `CRBP.PENALTY` hold the options of the part that their `NAME` chooses. `None`, the
 value of all that are not set, leaves an option to its part, whose default stands in the tables
-below. An unknown key, or one that the chosen part does not take, is refused.
+below. An unknown key, or one that the chosen part does not take, is refused; but options that a
+file has from its `_BASE_`, or the command line from the file, are left out where another
+`ALGORITHM` or `NAME` is chosen in their place.
+
+A penalty is used if the algorithm has it (`crbp` has `lcp`), if `CRBP.ALGORITHM` names it
+(`rbp+lcp`, `crbp+spectral`), or, all but `lcp`, if its `WEIGHT` is set. The values that `lcp` has
+in this first table are those of the released panoptic model; the tables of options below give the
+defaults of the classes, which `build_recurrence` takes.
+
+| to | set |
+|---|---|
+| train by another algorithm | `CRBP.ALGORITHM` |
+| train faster | `CRBP.ADJOINT.NAME anderson`, `CRBP.ADJOINT.TERMS 7`, `PRECISION bf16` |
+| use less memory with many RoIs | `CRBP.CHUNK_SAMPLES`, `CRBP.PENALTY.SAMPLES` |
+| use less memory with `bptt` | `CRBP.ADJOINT.CHECKPOINTED` |
+| evaluate at other steps | `CRBP.SOLVER.TEST_STEPS` |
+| stop what has settled, in evaluation | `CRBP.SOLVER.TEST_TOLERANCE` |
+| make a circuit settle | `CRBP.PENALTY.SPECTRAL.WEIGHT` |
+| not evaluate after training | `DATASETS.TEST "()"` |
 """
 BAR = "&#124;"
 """A vertical bar within a cell of a table."""

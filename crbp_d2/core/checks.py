@@ -48,6 +48,22 @@ def refuse_inference_tensors(tensors: Iterable[Tensor]) -> None:
         )
 
 
+def refuse_uneven(tensors: Sequence[Tensor]) -> None:
+    """Refuse a drive and a start that don't have the same number of samples first.
+
+    Raises:
+        CellError: they don't, or there is none.
+    """
+    if not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in tensors):
+        raise CellError("drive and start are tensors, or tuples of them, with samples first")
+    counts = sorted({len(tensor) for tensor in tensors})
+    if len(counts) != 1:
+        raise CellError(
+            f"drive and start have {' and '.join(map(str, counts)) or 'no'} samples: every tensor "
+            "of both has as many, in its first dimension"
+        )
+
+
 def refuse_transforms(tensors: Iterable[Tensor]) -> None:
     """Refuse to run within `torch.func.grad`, `vmap` and their like, and on dual numbers: an
     adjoint's gradient is none that they see.

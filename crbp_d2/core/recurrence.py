@@ -18,6 +18,7 @@ from crbp_d2.core.checks import (
     refuse_inference_tensors,
     refuse_penalties,
     refuse_transforms,
+    refuse_uneven,
 )
 from crbp_d2.core.circuit import Cell, Circuit
 from crbp_d2.core.diagnostics import AdjointReport, Diagnostics, relative_residual
@@ -220,6 +221,7 @@ class Recurrence(nn.Module):
         """The cell with its drive, and where it starts as the template."""
         refuse_transforms(to_parts(drive))
         template = initial_state(self.cell, drive) if state is None else state
+        refuse_uneven((*to_parts(drive), *to_parts(template)))
         return Circuit(
             self.cell, drive, template, training=self.training, compiled=self._compiled_cell()
         )

@@ -80,6 +80,8 @@ class Registry(Mapping[str, Callable[..., Part]], Generic[Part]):
             if error.option in known:
                 error.option = f"{self.kind}.{error.option}"
             raise
+        except TypeError as error:
+            raise ConfigurationError(f"the {self.kind} {name!r} can't be made: {error}") from error
 
     def __getitem__(self, name: str) -> Callable[..., Part]:
         """The class of a name.

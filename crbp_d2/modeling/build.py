@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ from crbp_d2.core import (
     wrapped,
 )
 from crbp_d2.core.cells.norms import state_norm
+
+logger = logging.getLogger(__name__)
 
 KEYS = {
     "algorithm": "ALGORITHM",
@@ -176,6 +179,8 @@ def _penalties(node: CfgNode) -> tuple[str, dict[str, dict[str, Any]]]:
             raise ConfigurationError(str(error), option=f"penalty.{name}.{option}") from error
         if name not in named:
             # That of the Lipschitz coefficient penalty is there for the algorithms that have it.
+            if name == "lcp":
+                logger.info("CRBP.PENALTY.LCP is not used: %s has no such penalty", algorithm)
             if name == "lcp" or not options.get("weight"):
                 continue
             algorithm += f"+{name}"

@@ -227,6 +227,16 @@ def test_another_algorithm_on_the_command_line_leaves_out_options_of_the_files(l
             recurrence(load_config(config, "CRBP.ALGORITHM", "jfb", *terms).CRBP)
 
 
+def test_a_file_that_chooses_another_part_than_its_base_leaves_out_what_it_inherits(tmp_path):
+    base = CONFIGS / "quick" / "shapes_crbp.yaml"  # with CRBP.ADJOINT.TERMS 8
+    file = tmp_path / "one.yaml"
+    file.write_text(f"_BASE_: {base}\nCRBP: {{ADJOINT: {{NAME: gmres, RESTARTS: 3}}}}")
+    assert recurrence(read_config(str(file)).CRBP).adjoint == GMRES(restarts=3)
+    file.write_text(f"_BASE_: {base}\nCRBP: {{ADJOINT: {{NAME: gmres, TERMS: 3}}}}")
+    with pytest.raises(ConfigurationError, match=r"CRBP\.ADJOINT\.TERMS: .*'gmres' has no option"):
+        recurrence(read_config(str(file)).CRBP)
+
+
 def test_a_preset_is_overridden_part_by_part(load_config):
     overrides = (
         *("CRBP.ALGORITHM", "crbp+spectral", "CRBP.SOLVER.NAME", "anderson"),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from crbp_d2.core.adjoints.base import Adjoint, Recorded
-from crbp_d2.core.cells.norms import statistics_kept
+from crbp_d2.core.cells.norms import Buffers, buffers_of, step_again
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import AdjointReport
 from crbp_d2.core.errors import refuse_second_order
@@ -44,11 +44,11 @@ class Equilibrium(Adjoint):
 
     def record(self, circuit: Circuit, state: Parts, steps: int, report: AdjointReport) -> Recorded:
         """See `Adjoint.record`."""
-        before = as_leaves(state)
+        before, buffers = as_leaves(state), buffers_of(circuit.cell)
         after = circuit(before)
         again = None
         if is_lowered(self.precision, (*circuit.drives, *state)):
-            again = partial(_record_lowered, circuit.keeping_weights(), state)
+            again = partial(_record_lowered, circuit.keeping_weights(), state, buffers)
         found: Parts = EquilibriumGradient.apply(self, report, again, len(after), *after, *before)
         return Recorded(before, after, [found])
 
@@ -118,10 +118,10 @@ def adjoint_residual(vjp: VectorJacobianProduct, g0: Parts, gradient: Parts) -> 
     return torch.where(size > 0, sample_norm(errors) / size, torch.zeros_like(size))
 
 
-def _record_lowered(circuit: Circuit, state: Parts) -> tuple[Parts, Parts]:
+def _record_lowered(circuit: Circuit, state: Parts, buffers: Buffers) -> tuple[Parts, Parts]:
     """The step after `state` once more, in lower precision: `(before, after)`."""
     before = as_leaves(state)
-    with torch.enable_grad(), statistics_kept(circuit.cell), lower_precision(state[0]):
+    with torch.enable_grad(), step_again(circuit.cell, buffers), lower_precision(state[0]):
         return before, circuit(before)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from crbp_d2.core.adjoints.base import ADJOINTS, Adjoint, Recorded
-from crbp_d2.core.cells.norms import statistics_kept
+from crbp_d2.core.cells.norms import Buffers, buffers_of, step_again
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import AdjointReport
 from crbp_d2.core.errors import ConfigurationError, refuse_other_weights
@@ -124,12 +124,13 @@ class _Recomputed:
     def __init__(self, circuit: Circuit) -> None:
         self._circuit = circuit
         self._weights: Sequence[Tensor] = ()
+        self._buffers: Buffers = []
 
     def __call__(self, *parts: Tensor) -> Parts:
         weights = list(self._circuit.cell.parameters())
         if not self._weights:
-            self._weights = weights
+            self._weights, self._buffers = weights, buffers_of(self._circuit.cell)
             return self._circuit(parts)
         refuse_other_weights(self._weights, weights)
-        with statistics_kept(self._circuit.cell):
+        with step_again(self._circuit.cell, self._buffers):
             return self._circuit(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +44,31 @@ class StateBatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(input, mean, variance, self.weight, self.bias, True, 0.0, self.eps)
 
 
+Buffers: TypeAlias = list[tuple[Tensor, Tensor]]
+"""The buffers of a cell, and what they held."""
+
+
+def buffers_of(cell: object) -> Buffers:
+    """What the buffers of a cell hold now."""
+    found = cell.buffers() if isinstance(cell, nn.Module) else ()
+    return [(buffer, buffer.clone()) for buffer in found]
+
+
 @contextmanager
-def statistics_kept(cell: object) -> Iterator[None]:
-    """Within the block the batch norms of a cell leave their running statistics as they are."""
+def step_again(cell: object, buffers: Buffers | None = None) -> Iterator[None]:
+    """Within the block a step is computed that has been before, or counts for nothing else: it
+    leaves buffers as they are, running statistics of a norm or the vectors of a spectral norm.
+
+    Args:
+        cell: that is run.
+        buffers: what they held when the step was computed first; they hold it within the block.
+    """
     modules = cell.modules() if isinstance(cell, nn.Module) else ()
     norms = [module for module in modules if isinstance(module, StateBatchNorm2d)]
+    now = buffers_of(cell)
+    # By `data`, as a graph may have saved a buffer, with these values.
+    for buffer, value in buffers or ():
+        buffer.data.copy_(value)
     for norm in norms:
         norm.keeps_statistics = True
     try:
@@ -55,6 +76,8 @@ def statistics_kept(cell: object) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.keeps_statistics = False
+        for buffer, value in now:
+            buffer.data.copy_(value)
 
 
 def state_norm(kind: str, channels: int, *, scale: float) -> nn.Module:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -67,34 +68,50 @@ class WeightSchedule:
 Weight: TypeAlias = float | WeightSchedule
 
 
-class Penalty(Protocol):
-    """What a `Recurrence` adds to the loss.
+@dataclass(frozen=True)
+class Penalty(ABC):
+    """What a `Recurrence` adds to the loss: a value of its last recorded step.
 
     Attributes:
-        name: key of the value among losses and diagnostics.
-        weight: factor, constant or by a schedule.
+        weight: factor, constant or by a schedule. The value itself is unweighted.
+        reduction: `mean` or `sum` over the samples: what a value on some of them stands for.
         max_samples: compute it on this many samples, drawn at random, on a graph of their own
             (memory); `None` for all samples, on the graph that is there already.
-        reduction: `mean` or `sum` over the samples: what a value on some of them stands for.
+        name: key of the value among losses and diagnostics; that of the class if empty.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def weight(self) -> Weight: ...
-    @property
-    def max_samples(self) -> int | None: ...
-    @property
-    def reduction(self) -> str: ...
+    weight: Weight = 1.0
+    reduction: str = "mean"
+    max_samples: int | None = None
+    name: str = ""
 
+    def __post_init__(self) -> None:
+        name = self.name or type(self).__name__.lower()
+        if self.reduction not in REDUCTIONS:
+            raise ConfigurationError(
+                f"{name}: reduction is {self.reduction!r}; choose from {choices(REDUCTIONS)}",
+                option="reduction",
+            )
+        weight = self.weight
+        if not isinstance(weight, WeightSchedule):
+            weight = number("weight", weight, least=0, label=f"{name}: weight")
+        label = f"{name}: max_samples"
+        settle(
+            self,
+            name=name,
+            weight=weight,
+            max_samples=integer_or_none("max_samples", self.max_samples, 1, label=label),
+        )
+
+    @abstractmethod
     def __call__(self, before: Parts, after: Parts) -> Tensor:
-        """The unweighted value, 0-dimensional, at least 0, differentiable; 0 without samples."""
-        ...
+        """The unweighted value, 0-dimensional, at least 0; 0 without samples.
 
-
-def weight_at(weight: Weight, iteration: float) -> float:
-    """The value of a constant or scheduled weight."""
-    return weight.at(iteration) if isinstance(weight, WeightSchedule) else weight
+        Args:
+            before: the state before the last step, leaves or views that require gradients.
+            after: `F(x, before)`, recorded, so that `autograd.grad` from it to `before` gives
+                products with the Jacobian.
+        """
 
 
 PENALTIES: Registry[Penalty] = Registry("penalty")
@@ -106,25 +123,3 @@ def reduce(values: Sequence[Tensor], reduction: str) -> Tensor:
     if reduction == "sum":
         return total
     return total / max(sum(value.numel() for value in values), 1)
-
-
-def settle_common_options(penalty: Penalty) -> None:
-    """Check the options that all penalties have, and settle them.
-
-    Raises:
-        ConfigurationError: naming the option.
-    """
-    if penalty.reduction not in REDUCTIONS:
-        raise ConfigurationError(
-            f"{penalty.name}: reduction is {penalty.reduction!r}; choose from "
-            f"{choices(REDUCTIONS)}",
-            option="reduction",
-        )
-    samples, weight = f"{penalty.name}: max_samples", penalty.weight
-    if not isinstance(weight, WeightSchedule):
-        weight = number("weight", weight, least=0, label=f"{penalty.name}: weight")
-    settle(
-        penalty,
-        weight=weight,
-        max_samples=integer_or_none("max_samples", penalty.max_samples, 1, label=samples),
-    )

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from crbp_d2.core.options import integer, settle
-from crbp_d2.core.penalties.base import PENALTIES, Weight, reduce, settle_common_options
+from crbp_d2.core.penalties.base import PENALTIES, Penalty, Weight, reduce
 from crbp_d2.core.state import Parts, vector_jacobian_product
 
 
 @PENALTIES.register("frobenius")
 @dataclass(frozen=True)
-class JacobianFrobeniusPenalty:
+class JacobianFrobeniusPenalty(Penalty):
     """`|J|_F^2` by random vector-Jacobian products (Hutchinson; Bai et al. 2106.14342).
 
     `E |J^T e|^2 = |J|_F^2` for `e` of independent standard normal elements. `mean` divides by the
@@ -35,7 +35,7 @@ class JacobianFrobeniusPenalty:
 
     def __post_init__(self) -> None:
         settle(self, probes=integer("probes", self.probes, 1, label=f"{self.name}: probes"))
-        settle_common_options(self)
+        super().__post_init__()
 
     def __call__(self, before: Parts, after: Parts) -> Tensor:
         values = []

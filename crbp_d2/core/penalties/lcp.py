@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from crbp_d2.core.options import number, settle, switch
-from crbp_d2.core.penalties.base import PENALTIES, Weight, reduce, settle_common_options
+from crbp_d2.core.penalties.base import PENALTIES, Penalty, Weight, reduce
 from crbp_d2.core.state import Parts, vector_jacobian_product
 
 
 @PENALTIES.register("lcp")
 @dataclass(frozen=True)
-class LipschitzCoefficientPenalty:
+class LipschitzCoefficientPenalty(Penalty):
     """LCP: `max((1^T J)_i - bound, 0)^2` over the elements `i` of the state (Linsley et al. 2020,
     Fig. S1).
 
@@ -46,7 +46,7 @@ class LipschitzCoefficientPenalty:
             bound=number("bound", self.bound, least=0, below=1, label=label),
             two_sided=switch("two_sided", self.two_sided, label=f"{self.name}: two_sided"),
         )
-        settle_common_options(self)
+        super().__post_init__()
 
     def __call__(self, before: Parts, after: Parts) -> Tensor:
         ones = tuple(torch.ones_like(part) for part in after)

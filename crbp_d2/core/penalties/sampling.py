@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crbp_d2.core.adjoints.base import Recorded
-from crbp_d2.core.cells.norms import statistics_kept
+from crbp_d2.core.cells.norms import step_again
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.penalties.base import Penalty, WeightSchedule
 from crbp_d2.core.state import select_samples
@@ -77,7 +77,7 @@ def penalise(
             chosen = drawn if usable is None else usable[drawn]
         if chosen is not None:
             before = select_samples(before, chosen)
-            with statistics_kept(circuit.cell):
+            with step_again(circuit.cell):
                 after = circuit.select(chosen)(before)
         part = quota if penalty.reduction == "mean" else total
         value = penalty(before, after) * (part / max(most, 1))

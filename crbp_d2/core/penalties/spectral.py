@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crbp_d2.core.options import integer, number, settle
-from crbp_d2.core.penalties.base import PENALTIES, Weight, reduce, settle_common_options
+from crbp_d2.core.penalties.base import PENALTIES, Penalty, Weight, reduce
 from crbp_d2.core.state import (
     Parts,
     at_least_float32,
@@ -21,7 +21,7 @@ from crbp_d2.core.state import (
 
 @PENALTIES.register("spectral")
 @dataclass(frozen=True)
-class SpectralPenalty:
+class SpectralPenalty(Penalty):
     """`relu(|J^T u| / |u| - margin)^2` for each sample, `u` from power steps on `J^T`.
 
     The power steps turn `u` towards the leading eigenvectors of `J^T`, so the quotient tends to the
@@ -50,7 +50,7 @@ class SpectralPenalty:
             margin=number("margin", self.margin, least=0, below=1, label=margin),
             power_steps=integer("power_steps", self.power_steps, 0, label=steps),
         )
-        settle_common_options(self)
+        super().__post_init__()
 
     def __call__(self, before: Parts, after: Parts) -> Tensor:
         direction = _normalised(tuple(torch.randn_like(part) for part in after))

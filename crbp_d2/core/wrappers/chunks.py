@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from crbp_d2.core.cells.norms import refuse_coupled_samples
+from crbp_d2.core.cells.norms import Buffers, buffers_of, refuse_coupled_samples, step_again
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import AdjointReport, Diagnostics
 from crbp_d2.core.errors import ConfigurationError, NonFiniteError, refuse_second_order
@@ -97,7 +97,18 @@ class Chunks:
                 raise explain_non_finite(circuit, begin, steps)
         shares = shares_of(chunks, run.penalties)
 
+        buffers: dict[int, Buffers] = {}
+
         def record(
+            number: int, drives: Parts, before: Parts, weights: Weights | None
+        ) -> RecurrenceResult:
+            if weights is not None:
+                with step_again(run.cell, buffers[number]):
+                    return record_now(number, drives, before, weights)
+            buffers[number] = buffers_of(run.cell)
+            return record_now(number, drives, before, None)
+
+        def record_now(
             number: int, drives: Parts, before: Parts, weights: Weights | None
         ) -> RecurrenceResult:
             circuit = run.circuit(
@@ -117,6 +128,7 @@ class Chunks:
         own = dict(run.cell.named_parameters())
         result = record_in_chunks(chunks, record, whole.drives, before, own)
         result.state = from_parts(to_parts(result.state), whole.template)
+        result.states = [result.state]
         return result
 
     def _refuse_coupled(self) -> None:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from crbp_d2.core.cells.norms import statistics_kept
+from crbp_d2.core.cells.norms import step_again
 from crbp_d2.core.errors import ConfigurationError
 from crbp_d2.core.guard import guarded
 from crbp_d2.core.options import number
@@ -82,7 +82,7 @@ class EarlyState:
         if diagnostics.skipped is not None:
             circuit = circuit.where(~diagnostics.skipped)
             before = where_samples(~diagnostics.skipped, before)
-        with statistics_kept(run.cell):
+        with step_again(run.cell):
             parts = circuit(as_leaves(before))
         if diagnostics.skipped is not None:
             parts = where_samples(~diagnostics.skipped, parts)
