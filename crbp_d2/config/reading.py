@@ -50,7 +50,7 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     add_crbp_config(cfg)
     with _naming(f"--config-file {config_file}", cfg):
         cfg.merge_from_file(config_file, allow_unsafe=False)
-        own = list(_keys(CfgNode(yaml.safe_load(Path(config_file).read_text("utf-8")))))
+        own = list(keys_of(CfgNode(yaml.safe_load(Path(config_file).read_text("utf-8")))))
     _leave_out_options_of_others(cfg, own)
     with _naming("KEY VALUE on the command line", cfg):
         cfg.merge_from_list(list(overrides))
@@ -118,7 +118,7 @@ def _require_values(cfg: CfgNode) -> None:
     """Refuse `None`, which Detectron2 takes for a value of any key, where nothing can use it."""
     default = get_cfg()
     add_crbp_config(default)
-    for key in _keys(default):
+    for key in keys_of(default):
         usual = value_of(default, key)
         if value_of(cfg, key) is not None or usual is None or key in _MAY_BE_NONE:
             continue
@@ -137,7 +137,7 @@ def _said(error: Exception, cfg: CfgNode) -> str:
     if "\n" in message:
         return f"{message.split()[-1]} is a group of keys; give values to single ones of them"
     unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
-    meant = _meant(unknown[1], list(_keys(cfg))) if unknown else ""
+    meant = _meant(unknown[1], list(keys_of(cfg))) if unknown else ""
     return f"{message}; {meant}" if meant else message
 
 
@@ -152,9 +152,10 @@ def _meant(key: str, known: Sequence[str]) -> str:
     return did_you_mean(key, known) or near
 
 
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+def keys_of(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """The full names of all keys of a config."""
     for name, value in node.items():
         if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{name}.")
+            yield from keys_of(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

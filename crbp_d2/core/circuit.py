@@ -27,8 +27,8 @@ class Circuit:
         template: a state whose structure (tensor or tuple) the cell expects.
         training: whether something is learned: solvers may have other tolerances then.
         compiled: the same map for steps that no gradient goes through; `None` for the cell itself.
-        weights: that stand in for the cell's parameters of these names in recorded steps; `None`
-            for its own.
+        weights: that stand in for the cell's parameters of these names in recorded steps, if the
+            cell has others by then; `None` for those that it has.
 
     Raises:
         CellError: at a call, if the cell returns something else than a state of the same shapes and
@@ -60,9 +60,11 @@ class Circuit:
     def __call__(self, parts: Parts) -> Parts:
         """One step, `(N, ...) -> (N, ...)` for every part; recorded if gradients are enabled."""
         inputs = (self.drive, from_parts(parts, self.template))
-        if self.weights is None:
+        kept = self.weights
+        if kept is None or all(kept[name] is now for name, now in self.cell.named_parameters()):
             return self._checked(self.cell(*inputs), parts)
-        return self._checked(functional_call(self.cell, dict(self.weights), inputs), parts)
+        weights = {name: weight.detach() for name, weight in kept.items()}
+        return self._checked(functional_call(self.cell, weights, inputs), parts)
 
     def advance(self, parts: Parts) -> Parts:
         """One step without recording a graph."""
@@ -72,9 +74,13 @@ class Circuit:
 
     def keeping_weights(self) -> Circuit:
         """The circuit with the weights that the cell has now, for a step that is to be computed
-        again later; they get no gradient."""
-        weights = {name: weight.detach() for name, weight in self.cell.named_parameters()}
-        return Circuit(self.cell, self.drive, self.template, weights=self.weights or weights)
+        again later, for the gradient of the state alone.
+
+        They are put into the cell only if it has others by then: threads may share a cell, and
+        would find each other's weights in it.
+        """
+        weights = self.weights or dict(self.cell.named_parameters())
+        return Circuit(self.cell, self.drive, self.template, weights=weights)
 
     def select(self, samples: Tensor | slice) -> Circuit:
         """The circuit of some of the samples only."""

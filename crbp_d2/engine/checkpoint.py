@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
@@ -115,6 +115,7 @@ class Checkpointer(DetectionCheckpointer):
         given = set(checkpoint["model"])
         if all(name.startswith("module.") for name in given):
             given = {name.removeprefix("module.") for name in given}
+        self._require_floating(checkpoint["model"], model)
         # A FrozenBN takes weights without statistics for those of an early version, and misses
         # nothing, so of this project's files the names count. Converted ones may be early indeed,
         # or name their weights otherwise: of them it is what Detectron2 finds.
@@ -138,6 +139,20 @@ class Checkpointer(DetectionCheckpointer):
                     "file is damaged: take an earlier checkpoint"
                 )
         return found
+
+    def _require_floating(
+        self, given: Mapping[str, Any], model: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Refuse integers and complex numbers where the model has others: they would be cut off."""
+        for name, value in given.items():
+            own = model.get(name.removeprefix("module."))
+            if own is None or not own.is_floating_point() or not isinstance(value, torch.Tensor):
+                continue
+            if not value.is_floating_point():
+                raise ConfigurationError(
+                    f"{self._source}: {name} is of type {str(value.dtype).removeprefix('torch.')}, "
+                    "where the model has floating point numbers; save the weights anew"
+                )
 
     def _require_exact(
         self, missing: Iterable[str], reshaped: Iterable[str], unused: Iterable[str]

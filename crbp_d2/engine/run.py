@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from crbp_d2.config import read_config
+from crbp_d2.config import keys_of, read_config, value_of
 from crbp_d2.data import (
     ensure_prepared,
     register_from_file,
@@ -151,6 +152,28 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def report_changes(cfg: CfgNode) -> None:
+    """Warn of what a resumed training learns by or from that is not as in its `config.yaml`."""
+    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if not saved.is_file():
+        return
+    # Both as they are in a file, where a tuple is a list.
+    earlier, now = (
+        CfgNode(yaml.safe_load(text)) for text in (saved.read_text("utf-8"), cfg.dump())
+    )
+    known = set(keys_of(earlier))
+    changed = [
+        f"{key} {value_of(now, key)!r} (was {value_of(earlier, key)!r})"
+        for key in keys_of(now)
+        if key.startswith(("CRBP.", "DATASETS.TRAIN", "INPUT.", "MODEL.", "SOLVER."))
+        and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", "SOLVER.MAX_ITER")
+        and key in known
+        and value_of(now, key) != value_of(earlier, key)
+    ]
+    if changed:
+        logger.warning("--resume: goes on with other values: %s", "; ".join(changed))
+
+
 def save_config(cfg: CfgNode) -> None:
     """Let `config.yaml` in `OUTPUT_DIR` be that of a training, once it can begin.
 
@@ -180,6 +203,8 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        if args.resume and trainer.start_iter:
+            report_changes(cfg)
         save_config(cfg)
         results = trainer.train()
         model = trainer.model

@@ -45,6 +45,20 @@ class Watched(nn.Module):
         return self.cell(drive, state)
 
 
+class Failing(nn.Module):
+    """Its state is no number for the samples whose drive is `BAD`."""
+
+    BAD = 17.0
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, drive, state):
+        bad = (drive == self.BAD).flatten(1).all(1).view(-1, 1, 1, 1)
+        return self.cell(drive, state).masked_fill(bad, float("nan"))
+
+
 @pytest.mark.parametrize("name", CONTRACTING)
 def test_gradient_and_state_are_those_of_full_precision_but_for_a_hundredth(name):
     cell, drive = single(name)
@@ -168,9 +182,10 @@ def test_within_autocast_nothing_changes():
 
 def test_a_run_repeated_without_a_bad_sample_is_lowered_as_well():
     cell, drive = single("mask_hgru")
-    watched = Watched(cell)
+    watched = Watched(Failing(cell))
     bad = drive.detach().clone()
-    bad[1] = float("nan")
+    # Finite itself, or there were nothing to repeat.
+    bad[1] = Failing.BAD
     recurrence = built(watched, algorithm="rbp", steps=STEPS, on_nonfinite="skip", **LOWERED)
     state = recurrence(bad).state
     assert watched.calls[:STEPS] == watched.calls[STEPS:]

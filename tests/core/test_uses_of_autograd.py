@@ -332,7 +332,7 @@ def test_parametrised_weights_are_learned(case):
     assert_same([directions], [expected[1] - along * matrix / matrix.norm(dim=1, keepdim=True)])
 
 
-@every_case
+@pytest.mark.parametrize("case", [case for case in CASES if "chunks" not in case])
 def test_threads_that_share_a_cell_leave_it_as_it_was(case):
     recurrence, drive = setting(case)
     expected = gradients(recurrence, drive)

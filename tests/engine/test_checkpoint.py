@@ -123,6 +123,17 @@ def test_weights_that_are_not_finite_are_refused_by_name(flags, value, run):
         used(run, flags)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+@pytest.mark.parametrize("flags", [*EXACT, ()])
+def test_weights_of_another_kind_of_number_are_refused_by_name(flags, dtype, run):
+    def convert(weights):
+        weights["backbone.filters.bias"] = weights["backbone.filters.bias"].to(dtype)
+
+    change_weights(run / "model_final.pth", convert)
+    with pytest.raises(ConfigurationError, match=r"backbone\.filters\.bias is of type (int|comp)"):
+        used(run, flags)
+
+
 def test_statistics_that_are_not_finite_are_refused(copy):
     run, name = copy("BN"), "sem_seg_head.readout.norm.running_var"
     change_weights(run / "model_final.pth", lambda weights: weights[name].fill_(torch.nan))

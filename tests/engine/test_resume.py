@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -67,27 +66,28 @@ def test_a_checkpoint_of_another_form_is_named(tmp_path):
             train(tmp_path, flags=("--resume",))
 
 
-def test_settings_that_stay_as_they_were_are_reported(tmp_path, caplog):
+def log_of(output: Path) -> str:
+    return (output / "log.txt").read_text()
+
+
+def test_settings_that_stay_as_they_were_are_reported(tmp_path):
     train(tmp_path, "SOLVER.BASE_LR", 0.01, "SOLVER.WEIGHT_DECAY", 0.0)
-    with caplog.at_level(logging.WARNING, "crbp_d2"):
-        options = ("SOLVER.BASE_LR", 0.02, "SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.MAX_ITER", 3)
-        train(tmp_path, *options, flags=("--resume",))
-    assert "keeps SOLVER.BASE_LR 0.01, SOLVER.WEIGHT_DECAY 0.0 of its checkpoint" in caplog.text
-    caplog.clear()
+    options = ("SOLVER.BASE_LR", 0.02, "SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.MAX_ITER", 3)
+    train(tmp_path, *options, flags=("--resume",))
+    said = "keeps SOLVER.BASE_LR 0.01, SOLVER.WEIGHT_DECAY 0.0 of its checkpoint"
+    assert log_of(tmp_path).count(said) == 1
     train(tmp_path, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 0.01, flags=("--resume",))
-    assert "of its checkpoint" not in caplog.text
+    assert log_of(tmp_path).count("of its checkpoint") == 1
 
 
-def test_a_run_without_a_checkpoint_says_that_it_starts_anew(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, "crbp_d2"):
-        train(tmp_path, flags=("--resume",))
-    assert f"there is no checkpoint in {tmp_path}, the training starts anew" in caplog.text
+def test_a_run_without_a_checkpoint_says_that_it_starts_anew(tmp_path):
+    train(tmp_path, flags=("--resume",))
+    assert f"there is no checkpoint in {tmp_path}, the training starts anew" in log_of(tmp_path)
 
 
-def test_a_period_beyond_the_end_is_reported(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, "crbp_d2"):
-        train(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 3)
-    assert "SOLVER.CHECKPOINT_PERIOD 3: no checkpoint before the end" in caplog.text
+def test_a_period_beyond_the_end_is_reported(tmp_path):
+    train(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 3)
+    assert "SOLVER.CHECKPOINT_PERIOD 3: no checkpoint before the end" in log_of(tmp_path)
 
 
 @pytest.fixture
@@ -162,3 +162,11 @@ def test_addresses_stay_as_they_are():
     cfg = read_config(str(QUICK), [*map(str, TINY), "MODEL.WEIGHTS", weights])
     prepare(cfg, eval_only=True)
     assert weights == cfg.MODEL.WEIGHTS
+
+
+def test_a_training_that_goes_on_by_other_keys_says_so(tmp_path):
+    train(tmp_path)
+    train(tmp_path, "SOLVER.MAX_ITER", 4, flags=("--resume",))
+    assert "goes on with other values" not in log_of(tmp_path)
+    train(tmp_path, "SOLVER.MAX_ITER", 6, "CRBP.ALGORITHM", "rbp", flags=("--resume",))
+    assert "goes on with other values: CRBP.ALGORITHM 'rbp' (was 'crbp')" in log_of(tmp_path)
