@@ -63,8 +63,7 @@ class Circuit:
         kept = self.weights
         if kept is None or all(kept[name] is now for name, now in self.cell.named_parameters()):
             return self._checked(self.cell(*inputs), parts)
-        weights = {name: weight.detach() for name, weight in kept.items()}
-        return self._checked(functional_call(self.cell, weights, inputs), parts)
+        return self._checked(functional_call(self.cell, dict(kept), inputs), parts)
 
     def advance(self, parts: Parts) -> Parts:
         """One step without recording a graph."""
