@@ -9,23 +9,11 @@ from torch import Tensor
 
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import Diagnostics, relative_residual
-from crbp_d2.core.errors import ConfigurationError, NonFiniteError, choices
+from crbp_d2.core.errors import NonFiniteError
 from crbp_d2.core.state import Parts, flatten, sample_norm, where_samples
 
 POLICIES = ("raise", "skip")
-
-
-def require_policy(policy: str) -> str:
-    """The policy for non-finite states and gradients, `raise` or `skip`.
-
-    Raises:
-        ConfigurationError: it isn't.
-    """
-    if policy not in POLICIES:
-        raise ConfigurationError(
-            f"on_nonfinite is {policy!r}; choose from {choices(POLICIES)}", option="on_nonfinite"
-        )
-    return policy
+"""For non-finite states and gradients."""
 
 
 def finite_samples(parts: Parts) -> Tensor:

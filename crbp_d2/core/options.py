@@ -1,4 +1,4 @@
-"""Numbers and switches among the options: what they may be, for all of them in one place.
+"""Numbers, switches and names among the options: what they may be, for all in one place.
 
 A number may come from anywhere: a NumPy scalar or a tensor of one element will do as well as a
 Python number, and what is kept is the Python number. A switch is no number, nor is text.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Collection
 from typing import Any
 
-from crbp_d2.core.errors import ConfigurationError
+from crbp_d2.core.errors import ConfigurationError, choices
 
 
 def integer(name: str, value: Any, least: int, *, label: str = "", alternative: str = "") -> int:
@@ -121,6 +122,19 @@ def switch(name: str, value: Any, *, label: str = "") -> bool:
             f"{label or name} must be True or False, got {value!r}", option=name
         )
     return bool(value)
+
+
+def one_of(name: str, value: str, allowed: Collection[str], *, label: str = "") -> str:
+    """One of some names.
+
+    Raises:
+        ConfigurationError: it is none of them.
+    """
+    if value not in allowed:
+        raise ConfigurationError(
+            f"{label or name} is {value!r}; choose from {choices(allowed)}", option=name
+        )
+    return value
 
 
 def settle(options: object, **values: Any) -> None:

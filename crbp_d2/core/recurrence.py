@@ -24,13 +24,13 @@ from crbp_d2.core.circuit import Cell, Circuit
 from crbp_d2.core.diagnostics import AdjointReport, Diagnostics, relative_residual
 from crbp_d2.core.errors import ConfigurationError
 from crbp_d2.core.guard import (
+    POLICIES,
     explain_non_finite,
     finite_samples,
     guarded,
     moderate_samples,
-    require_policy,
 )
-from crbp_d2.core.options import integer, switch
+from crbp_d2.core.options import integer, one_of, switch
 from crbp_d2.core.penalties.base import Penalty
 from crbp_d2.core.penalties.sampling import Share, penalise
 from crbp_d2.core.result import RecurrenceResult
@@ -110,7 +110,7 @@ class Recurrence(nn.Module):
         self.solver: Solver = PlainSteps() if solver is None else solver
         self.adjoint: Adjoint = Neumann() if adjoint is None else adjoint
         self.penalties = tuple(penalties)
-        self.on_nonfinite = require_policy(on_nonfinite)
+        self.on_nonfinite = one_of("on_nonfinite", on_nonfinite, POLICIES)
         self.compile_steps = switch("compile_steps", compile_steps)
         self.check_cell()
         self.adjoint.check(self.solver, self.fewest_steps)

@@ -11,8 +11,8 @@ from crbp_d2.core.adjoints.base import ADJOINTS
 from crbp_d2.core.adjoints.equilibrium import Equilibrium
 from crbp_d2.core.diagnostics import AdjointReport
 from crbp_d2.core.mixing import Differences, difference, selected
-from crbp_d2.core.options import integer, number, settle
-from crbp_d2.core.solvers.precision import require_precision
+from crbp_d2.core.options import integer, number, one_of, settle
+from crbp_d2.core.solvers.precision import PRECISIONS
 from crbp_d2.core.state import Parts, VectorJacobianProduct, sample_norm, where_samples
 
 
@@ -52,12 +52,12 @@ class AndersonAdjoint(Equilibrium):
             memory=integer("memory", self.memory, 1),
             tolerance=number("tolerance", self.tolerance, least=0),
         )
-        require_precision(self.precision)
+        one_of("precision", self.precision, PRECISIONS)
 
     def solve(
         self, vjp: VectorJacobianProduct, g0: Parts, scale: Tensor, report: AdjointReport
     ) -> Parts:
-        """See `AdjointSolver`."""
+        """See `Equilibrium.solve`."""
         history = Differences(g0, self.memory)
         first = size = sample_norm(g0)
         done = max(self.tolerance, torch.finfo(first.dtype).eps) * first

@@ -52,7 +52,7 @@ class GMRES(Equilibrium):
     def solve(
         self, vjp: VectorJacobianProduct, g0: Parts, scale: Tensor, report: AdjointReport
     ) -> Parts:
-        """See `AdjointSolver`."""
+        """See `Equilibrium.solve`."""
         linalg = _scipy()
         sizes = [part.numel() for part in g0]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from crbp_d2.core.adjoints.base import ADJOINTS
 from crbp_d2.core.adjoints.equilibrium import Equilibrium
 from crbp_d2.core.diagnostics import AdjointReport
-from crbp_d2.core.options import integer, number, number_or_none, settle
-from crbp_d2.core.solvers.precision import require_precision
+from crbp_d2.core.options import integer, number, number_or_none, one_of, settle
+from crbp_d2.core.solvers.precision import PRECISIONS
 from crbp_d2.core.state import Parts, VectorJacobianProduct, sample_norm, where_samples
 
 
@@ -46,7 +46,7 @@ class Neumann(Equilibrium):
             tolerance=number("tolerance", self.tolerance, least=0),
             norm_cap=number_or_none("norm_cap", self.norm_cap, least=0),
         )
-        require_precision(self.precision)
+        one_of("precision", self.precision, PRECISIONS)
 
     @property
     def separable(self) -> bool:  # type: ignore[override]
@@ -56,7 +56,7 @@ class Neumann(Equilibrium):
     def solve(
         self, vjp: VectorJacobianProduct, g0: Parts, scale: Tensor, report: AdjointReport
     ) -> Parts:
-        """See `AdjointSolver`."""
+        """See `Equilibrium.solve`."""
         first = sample_norm(g0)
         total, vector, previous = g0, g0, first
         active = first > 0

@@ -11,8 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from crbp_d2.core.errors import ConfigurationError, choices
-from crbp_d2.core.options import integer_or_none, number, settle
+from crbp_d2.core.errors import ConfigurationError
+from crbp_d2.core.options import integer_or_none, number, one_of, settle
 from crbp_d2.core.registry import Registry
 from crbp_d2.core.state import Parts
 
@@ -87,11 +87,7 @@ class Penalty(ABC):
 
     def __post_init__(self) -> None:
         name = self.name or type(self).__name__.lower()
-        if self.reduction not in REDUCTIONS:
-            raise ConfigurationError(
-                f"{name}: reduction is {self.reduction!r}; choose from {choices(REDUCTIONS)}",
-                option="reduction",
-            )
+        one_of("reduction", self.reduction, REDUCTIONS, label=f"{name}: reduction")
         weight = self.weight
         if not isinstance(weight, WeightSchedule):
             weight = number("weight", weight, least=0, label=f"{name}: weight")

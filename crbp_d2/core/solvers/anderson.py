@@ -8,9 +8,9 @@ import torch
 
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.mixing import Differences, difference, selected
-from crbp_d2.core.options import integer, settle
+from crbp_d2.core.options import integer, one_of, settle
 from crbp_d2.core.solvers.base import SOLVERS, Observer, Solved, Solver, all_steps
-from crbp_d2.core.solvers.precision import early_steps_lowered, is_lowered, require_precision
+from crbp_d2.core.solvers.precision import PRECISIONS, early_steps_lowered, is_lowered
 from crbp_d2.core.state import Parts, sample_norm
 
 
@@ -37,7 +37,7 @@ class AndersonSteps(Solver):
 
     def __post_init__(self) -> None:
         settle(self, memory=integer("memory", self.memory, 1))
-        require_precision(self.precision)
+        one_of("precision", self.precision, PRECISIONS)
 
     def __call__(
         self, circuit: Circuit, start: Parts, steps: int, observe: Observer | None = None

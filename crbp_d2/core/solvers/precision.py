@@ -8,7 +8,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from crbp_d2.core.errors import ConfigurationError, choices
 from crbp_d2.core.solvers.base import Observer, Solved
 from crbp_d2.core.state import Parts
 
@@ -20,18 +19,6 @@ to where float32 does."""
 
 Take: TypeAlias = Callable[[Parts, int, Observer | None], Solved]
 """`take(start, steps, observe)`: some way to take steps."""
-
-
-def require_precision(precision: str) -> None:
-    """A precision is `full` or `bf16`.
-
-    Raises:
-        ConfigurationError: it isn't.
-    """
-    if precision not in PRECISIONS:
-        raise ConfigurationError(
-            f"precision is {precision!r}; choose from {choices(PRECISIONS)}", option="precision"
-        )
 
 
 def lower_precision(tensor: Tensor) -> torch.autocast:

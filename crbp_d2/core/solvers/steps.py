@@ -12,9 +12,9 @@ from torch import nn
 from crbp_d2.core.cells.norms import refuse_coupled_samples
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import relative_residual
-from crbp_d2.core.options import number_or_none, settle
+from crbp_d2.core.options import number_or_none, one_of, settle
 from crbp_d2.core.solvers.base import SOLVERS, Observer, Solved, Solver, all_steps
-from crbp_d2.core.solvers.precision import early_steps_lowered, is_lowered, require_precision
+from crbp_d2.core.solvers.precision import PRECISIONS, early_steps_lowered, is_lowered
 from crbp_d2.core.state import Parts, select_samples
 
 
@@ -40,7 +40,7 @@ class PlainSteps(Solver):
     def __post_init__(self) -> None:
         for name in ("tolerance", "test_tolerance"):
             settle(self, **{name: number_or_none(name, getattr(self, name), above=0)})
-        require_precision(self.precision)
+        one_of("precision", self.precision, PRECISIONS)
 
     def check(self, cell: nn.Module, steps: int) -> None:
         """With a tolerance, samples must not depend on each other."""

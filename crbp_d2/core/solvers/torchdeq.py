@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from crbp_d2.core.circuit import Circuit
-from crbp_d2.core.errors import ConfigurationError, choices
-from crbp_d2.core.options import number, settle
+from crbp_d2.core.errors import ConfigurationError
+from crbp_d2.core.options import number, one_of, settle
 from crbp_d2.core.solvers.base import SOLVERS, Observer, Solved, Solver, all_steps
 from crbp_d2.core.state import Parts, flatten_parts, unflatten_parts
 
@@ -37,10 +37,7 @@ class TorchDEQ(Solver):
     separable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigurationError(
-                f"method is {self.method!r}; choose from {choices(METHODS)}", option="method"
-            )
+        one_of("method", self.method, METHODS)
         settle(self, tolerance=number("tolerance", self.tolerance, above=0))
 
     def check(self, cell: nn.Module, steps: int) -> None:

@@ -77,7 +77,9 @@ class EarlyState:
             if observe is not None:
                 observe(step, parts)
 
-        result = run(drive, state, iteration=iteration, steps=steps, observe=seen)
+        # From where this circuit starts: a cell may draw its initial state.
+        start = circuit.template
+        result = run(drive, start, iteration=iteration, steps=steps, observe=seen)
         diagnostics = result.diagnostics
         if diagnostics.skipped is not None:
             circuit = circuit.where(~diagnostics.skipped)
