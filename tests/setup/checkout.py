@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
     *("Makefile", "setup.py", "pyproject.toml", "constraints.txt", "crbp_d2/__init__.py"),
-    *("scripts/install.py", "detectron2_alias/pyproject.toml", "detectron2_alias/README.md"),
-    "detectron2_alias/detectron2/__init__.py",
+    *("README.md", "scripts/install.py", "detectron2_alias/pyproject.toml"),
+    *("detectron2_alias/README.md", "detectron2_alias/detectron2/__init__.py"),
 )
 
 # Fails, if it shall, at the last call alone: then most of the work is done, and must not count.

@@ -1,4 +1,4 @@
-"""The versions in constraints.txt, and what setup.py and the alias ask for."""
+"""The versions in constraints.txt, and what the package and the alias ask for."""
 
 from __future__ import annotations
 
