@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast test-detectron2 lint format clean
+.PHONY: help install train test test-fast test-detectron2 docs lint format clean
 
 # PYTHON= names the interpreter of an environment to use. Without it everything goes into .venv,
 # which BASE_PYTHON makes.
@@ -20,10 +20,11 @@ endif
 
 help:
 	@echo "make train    the main job on the embedded data set; results in outputs/shapes_crbp"
-	@echo "make test     the tests"
+	@echo "make test     the tests, two at a time; JOBS=8 for eight"
 	@echo "make test-fast  those that take two minutes together"
 	@echo "make test-detectron2 DETECTRON2=FOLDER  those that Detectron2 can change, with the copy of it"
 	@echo "              in FOLDER/detectron2 before the installed one"
+	@echo "make docs     the documentation as a site: docs/_build/html"
 	@echo "make install  set up only; the others do it themselves when needed"
 	@echo "make lint     ruff (lint and format) and mypy"
 	@echo "make format   let ruff mend what it can"
@@ -42,21 +43,31 @@ install:
 train: install
 	"$(run)" tools/train_net.py --config-file configs/quick/shapes_crbp.yaml OUTPUT_DIR outputs/shapes_crbp
 
+# JOBS= tests run at a time, on a core each; those of a file stay together, as they share what is slow
+# to make.
+JOBS ?= 2
+pytest := -m pytest -n $(JOBS) --dist loadfile
+test test-fast test-detectron2: export OMP_NUM_THREADS = 1
+
 test: install
-	"$(run)" -m pytest tests
+	"$(run)" $(pytest) tests
 
 test-fast: install
-	"$(run)" -m pytest -m "not slow" tests
+	"$(run)" $(pytest) -m "not slow" tests
 
 # Left out are the core, which does not know Detectron2, tools that only start models of which others
 # are tested here, and command lines that end before they have one.
 test-detectron2: install
 	@test -f "$(DETECTRON2)/detectron2/__init__.py" || \
 	  { echo "make: DETECTRON2=FOLDER must name a folder that holds detectron2/" >&2; exit 1; }
-	PYTHONPATH="$$(cd "$(DETECTRON2)" && pwd)" "$(run)" -m pytest -p no:cacheprovider \
+	PYTHONPATH="$$(cd "$(DETECTRON2)" && pwd)" "$(run)" $(pytest) -p no:cacheprovider \
 	  tests/data tests/evaluation tests/launch tests/modeling tests/pathfinder \
 	  tests/analysis/test_steps.py tests/analysis/test_predictions.py tests/analysis/test_page.py \
 	  tests/setup/test_detectron2_calls.py tests/setup/test_doctor.py -k "not mistake"
+
+# Warnings, dead links between the pages among them, are errors.
+docs: install
+	"$(run)" -m sphinx -W --keep-going -E -b html docs docs/_build/html
 
 lint: install
 	"$(run)" -m ruff check .
@@ -68,5 +79,5 @@ format: install
 	"$(run)" -m ruff format .
 
 clean:
-	rm -rf build dist crbp_d2.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find crbp_d2 tests tools datasets scripts detectron2_alias -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf build dist docs/_build crbp_d2.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find crbp_d2 benchmarks tests tools datasets scripts detectron2_alias -name __pycache__ -prune -exec rm -rf {} +

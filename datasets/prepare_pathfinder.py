@@ -2,7 +2,11 @@
 """Write Pathfinder images and masks as PNGs, in the layout of the original data.
 
 Drawing them on the fly (pathfinder_14_train and so on) needs none of this. An interrupted call is
-continued by calling again.
+continued by calling again. --sheet writes a picture to look at: images, masks, and what is what.
+
+examples:
+  datasets/prepare_pathfinder.py --preset 14@300 --seed 3 --output datasets/pathfinder/test
+  datasets/prepare_pathfinder.py --preset 14@300 --sheet pathfinder_14.png
 """
 
 import argparse
@@ -11,32 +15,39 @@ import sys
 
 from crbp_d2.data import DatasetError
 from crbp_d2.data.pathfinder import preset, write_images
+from crbp_d2.data.pathfinder.sheet import write_contact_sheet
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python datasets/prepare_pathfinder.py --preset 14@300 --images 10000 "
-        "--seed 3 --output datasets/pathfinder/test",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", required=True, help="folder; one for each preset and seed")
+    parser.add_argument("--output", help="folder; one for each preset and seed")
+    parser.add_argument(
+        "--sheet", metavar="FILE.png", help="contact sheet of the preset; needs no --output"
+    )
     parser.add_argument("--preset", default="14@300", help="'<length>@<size>', 'small', 'tiny'")
     parser.add_argument("--images", type=int, default=10_000, help="default 10000")
     parser.add_argument("--seed", type=int, default=1, help="default 1, that of the training sets")
     parser.add_argument("--workers", type=int, help="processes (default: all cores, at most 8)")
     args = parser.parse_args()
+    if args.output is None and args.sheet is None:
+        parser.error(
+            "give --output FOLDER for images, --sheet FILE.png for a contact sheet, or both"
+        )
     logging.basicConfig(level=logging.INFO)
     try:
-        listing = write_images(
-            args.output,
-            preset(args.preset),
-            seed=args.seed,
-            count=args.images,
-            workers=args.workers,
-        )
+        config = preset(args.preset)
+        if args.sheet is not None:
+            write_contact_sheet(args.sheet, config, seed=args.seed)
+            sys.stdout.write(f"{args.sheet}\n")
+        if args.output is not None:
+            listing = write_images(
+                args.output, config, seed=args.seed, count=args.images, workers=args.workers
+            )
+            sys.stdout.write(f"{listing}\n")
     except (DatasetError, ValueError) as error:
         parser.error(str(error))
-    sys.stdout.write(f"{listing}\n")
 
 
 if __name__ == "__main__":

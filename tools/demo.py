@@ -1,21 +1,18 @@
 #!/usr/bin/env python3
 """Predictions on any images.
 
-A panoptic model: image, its segments (with --compare also those of a second model) and, of images
-of the first data set of DATASETS.TEST, the ground truth, side by side in IMAGE.png.
+Panoptic models: image, the segments of each model and, of images of the first data set of
+DATASETS.TEST, the ground truth, side by side in IMAGE.png.
 
-A contour model (Pathfinder; grey images): the step from which on each pixel stayed in the predicted
-contour, in IMAGE.png and IMAGE.pdf; the steps as numbers, 0 for never, in IMAGE.csv (with --compare
-in IMAGE_LABEL.csv).
+Contour models (Pathfinder; grey images): the step from which on each pixel stayed in the predicted
+contour, in IMAGE.png and IMAGE.pdf; the steps as numbers, 0 for never, in IMAGE.csv (of several
+models in IMAGE_LABEL.csv).
 
 examples:
-  tools/demo.py --config-file configs/quick/shapes_crbp.yaml --count 4 --output pictures \\
-      MODEL.WEIGHTS outputs/shapes_crbp/model_final.pth
-  tools/demo.py --config-file outputs/coco/config.yaml --input holiday 'street/*.jpg' \\
-      --output pictures --compare outputs/coco_bptt/config.yaml outputs/coco_bptt/model_final.pth \\
-      MODEL.WEIGHTS outputs/coco/model_final.pth
-  tools/demo.py --config-file configs/quick/pathfinder_bptt.yaml --steps 24 --output pictures \\
-      MODEL.WEIGHTS outputs/pathfinder_tiny_bptt/model_final.pth
+  tools/demo.py outputs/shapes_crbp --count 4 --output pictures
+  tools/demo.py C-RBP=outputs/coco BPTT=outputs/coco_bptt --input holiday 'street/*.jpg' \\
+      --output pictures
+  tools/demo.py outputs/pathfinder_tiny_bptt --steps 24 --output pictures
 """
 
 import argparse
@@ -24,6 +21,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from crbp_d2.analysis.commands.arguments import (
+    add_data_set,
+    add_overrides,
+    add_runs,
+    at_least_one,
+)
 from crbp_d2.analysis.images import (
     ContourSample,
     contour_samples,
@@ -38,16 +41,15 @@ from crbp_d2.analysis.images import (
 from crbp_d2.analysis.predictions import write_claim_picture, write_panoptic_picture
 from crbp_d2.analysis.runs import Run
 from crbp_d2.core import ConfigurationError
-from crbp_d2.engine import KeyValueParser
 from crbp_d2.launch import run_alone
 
 
 def main() -> None:
     """Parse the arguments, load, draw."""
-    parser = KeyValueParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_runs(parser)
     parser.add_argument(
         "--input",
         nargs="+",
@@ -56,43 +58,34 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     parser.add_argument(
-        "--count", type=int, default=8, help="images without --input (default: %(default)s)"
+        "--count",
+        type=int,
+        metavar="N",
+        default=8,
+        help="images without --input (default: %(default)s)",
     )
     parser.add_argument(
-        "--compare", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="draw a second model beside it"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="last step of contour models (default: twice the trained)",
     )
-    parser.add_argument(
-        "--label",
-        action="append",
-        default=[],
-        help="of the first model, given twice also of the second (default: folders of weights)",
-    )
-    parser.add_argument(
-        "--steps", type=int, help="last step of a contour model (default: twice the trained)"
-    )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="such as MODEL.WEIGHTS FILE"
-    )
+    add_data_set(parser)
+    add_overrides(parser)
     arguments = parser.parse_args()
-    for option in ("count", "steps"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            parser.error(f"--{option} must be at least 1, got {value}")
     try:
+        at_least_one("--count", arguments.count)
+        at_least_one("--steps", arguments.steps)
         paths = find_images(arguments.input or ())
         runs = load_predictors(
-            arguments.config_file,
-            arguments.opts,
-            compared=arguments.compare,
-            labels=arguments.label,
-            needs_data=not paths,
+            arguments.runs, arguments.opts, data_set=arguments.dataset, needs_data=not paths
         )
         values = intensity_range_of(runs[0].cfg)
         require_readable(tqdm(paths, "reading", disable=not paths), values)
         draw = draw_contours if is_contour_model(runs[0]) else draw_panoptic
         draw(arguments, runs, paths)
     except (KeyError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(str(error.args[0] if error.args else error))
     sys.stdout.write(f"{arguments.output}\n")
 
 
@@ -115,7 +108,7 @@ def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
     """Pictures and numbers of contour models."""
     last = arguments.steps
     if last is None:
-        last = 2 * max(run.cfg.CRBP.SOLVER.STEPS for run in runs)
+        last = 2 * max(run.trained_steps for run in runs)
     samples = [ContourSample(path) for path in paths]
     samples = samples or contour_samples(runs[0], arguments.count)
     outputs = output_names([sample.path for sample in samples], arguments.output)

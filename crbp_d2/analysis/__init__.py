@@ -1,1 +1,1 @@
-"""Measurements of what the estimators do: gradients, memory, time."""
+"""What trained models do: their scores and states at every step, curves, pictures, a page."""

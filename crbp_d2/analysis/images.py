@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import glob
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,100 +19,72 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import PanopticFPN, SemanticSegmentor
 
 from crbp_d2.analysis.outputs import find_recurrence
-from crbp_d2.analysis.runs import Run
+from crbp_d2.analysis.runs import (
+    Run,
+    load_run,
+    require_different_labels,
+    run_folder,
+    split_label,
+)
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
-from crbp_d2.data import DatasetError, read_image, set_num_classes
+from crbp_d2.data import DatasetError, read_image
 from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.pathfinder import load_sample
 from crbp_d2.data.pathfinder.draw import Bytes
 from crbp_d2.data.pathfinder.images import Record
 from crbp_d2.data.reading import IntensityRange
-from crbp_d2.engine import load_model, prepare
 from crbp_d2.evaluation.pictures import ground_truth, image_name, unused
-
-logger = logging.getLogger(__name__)
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What counts as an image in a folder."""
 
 
-def load_predictor(
-    config_file: str, overrides: Sequence[Any], label: str = "", *, needs_data: bool = True
-) -> Run:
-    """A model for images of one's own.
-
-    Args:
-        config_file: of its training.
-        overrides: `KEY VALUE ...`, with `MODEL.WEIGHTS`.
-        label: what pictures call it; by default the folder that holds its weights.
-        needs_data: its test data are to be drawn. If not, they may be missing as long as their
-            class names are known, as those of COCO are.
-
-    Raises:
-        ConfigurationError, DatasetError: see `crbp_d2.engine`.
-        ConfigurationError: `DATASETS.TEST` is empty, so that classes have no name.
-    """
-    cfg = read_config(config_file, overrides)
-    if not cfg.DATASETS.TEST:
-        raise ConfigurationError(
-            "DATASETS.TEST is empty; name the data set whose classes the model predicts"
-        )
-    weights = Path(cfg.MODEL.WEIGHTS)
-    name = cfg.DATASETS.TEST[0]
-    try:
-        prepare(cfg, eval_only=True)
-    except DatasetError as error:
-        if needs_data or not MetadataCatalog.get(name).get("stuff_classes"):
-            raise
-        logger.warning("no ground truth will be drawn: %s", error)
-        set_num_classes(cfg, name)
-        names, cfg.DATASETS.TEST = cfg.DATASETS.TEST, ()
-        prepare(cfg, eval_only=True)
-        cfg.defrost()
-        cfg.DATASETS.TEST = names
-        cfg.freeze()
-    model = load_model(cfg, resume=False).eval()
-    return Run(label or weights.parent.name or weights.stem, Path(cfg.OUTPUT_DIR), cfg, model)
-
-
 def load_predictors(
-    config_file: str,
-    overrides: Sequence[Any],
+    texts: Sequence[str],
+    overrides: Sequence[Any] = (),
     *,
-    compared: Sequence[str] | None = None,
-    labels: Sequence[str] = (),
+    data_set: str | None = None,
     needs_data: bool = True,
 ) -> list[Run]:
-    """One model, or two of one kind for the same data.
+    """Models of one kind for images of one's own, or for those of the first one's test data.
 
     Args:
-        config_file: see `load_predictor`.
-        overrides: for the first model.
-        compared: config file and weights of the second.
-        labels: of the models, in order; without one see `load_predictor`.
-        needs_data: see `load_predictor`.
+        texts: see `load_run`.
+        overrides: for all of them.
+        data_set: whose images, or classes, they are about, in the place of the first one's
+            `DATASETS.TEST`.
+        needs_data: see `load_run`.
 
     Raises:
-        ConfigurationError, DatasetError: see `load_predictor`.
-        ConfigurationError: the models are of different kinds or have the same label.
+        ConfigurationError, DatasetError: see `load_run`.
+        ConfigurationError: `DATASETS.TEST` is empty, so that classes have no name; or the models
+            are of different kinds or have the same label.
     """
-    first, second, *_ = (*labels, "", "")
-    runs = [load_predictor(config_file, overrides, first, needs_data=needs_data)]
-    if not compared:
-        return runs
-    cfg = runs[0].cfg
-    other_config, other_weights = compared
-    same_data = [
-        *("DATASETS.TEST", cfg.DATASETS.TEST, "DATASETS.FILE", cfg.DATASETS.FILE),
-        *("MODEL.DEVICE", cfg.MODEL.DEVICE, "MODEL.WEIGHTS", other_weights),
-    ]
-    runs.append(load_predictor(other_config, same_data, second, needs_data=needs_data))
-    if is_contour_model(runs[0]) != is_contour_model(runs[1]):
-        raise ConfigurationError("--compare: one is a contour model, the other a panoptic one")
-    if runs[0].label == runs[1].label:
-        raise ConfigurationError(
-            f"both models are called {runs[0].label}; name them, as --label A --label B"
+    require_different_labels([split_label(text)[0] for text in texts])
+    first = load_run(
+        texts[0],
+        overrides,
+        data_sets=[data_set] if data_set is not None else [],
+        needs_data=needs_data,
+    )
+    # Needed of a single model, too: without one, classes have no name.
+    data_sets = first.data_sets
+    runs, kind = [first], first.cfg.MODEL.META_ARCHITECTURE
+    same_data = ["DATASETS.FILE", first.cfg.DATASETS.FILE]
+    for text in texts[1:]:
+        other = read_config(str(run_folder(text) / "config.yaml")).MODEL.META_ARCHITECTURE
+        if other != kind:
+            raise ConfigurationError(
+                f"{first.label} is a {kind}, {split_label(text)[0]} a {other}: draw them apart"
+            )
+        runs.append(
+            load_run(
+                text,
+                [*overrides, *same_data],
+                data_sets=data_sets,
+                needs_data=needs_data,
+            )
         )
     return runs
 

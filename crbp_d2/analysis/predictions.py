@@ -141,7 +141,7 @@ def write_claim_picture(
         last: the last step.
     """
     image, mask = sample.load()
-    claims = [(run.label, claim_map(run, image, last), run.cfg.CRBP.SOLVER.STEPS) for run in runs]
+    claims = [(run.label, claim_map(run, image, last), run.trained_steps) for run in runs]
     save_figure(claim_figure(image, claims, last, mask), output)
     suffixes: set[str] = set()
     for label, claimed, _ in claims:

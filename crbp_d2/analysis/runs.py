@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from detectron2.data import MetadataCatalog
 
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
+from crbp_d2.data import DatasetError, set_num_classes
 from crbp_d2.engine import load_model, prepare
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,22 @@ class Run:
     model: Any
 
     @property
+    def trained_steps(self) -> int:
+        """Steps of its recurrence in training, `N` in the paper's figures."""
+        return int(self.cfg.CRBP.SOLVER.STEPS)
+
+    @property
     def data_set(self) -> str:
         """The first of its `DATASETS.TEST`.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        return self.data_sets[0]
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """Its `DATASETS.TEST`, at least one.
 
         Raises:
             ConfigurationError: there is none.
@@ -43,44 +61,107 @@ class Run:
                 f"{self.label}: DATASETS.TEST of config.yaml is empty; name a data set with "
                 "--dataset"
             )
-        return str(self.cfg.DATASETS.TEST[0])
+        return tuple(self.cfg.DATASETS.TEST)
 
     @property
     def metadata(self) -> Any:
-        """Of that data set, as it is registered with Detectron2."""
+        """Of the first data set, as it is registered with Detectron2."""
         return MetadataCatalog.get(self.data_set)
 
 
-def load_run(text: str, overrides: Sequence[str] = (), *, data_set: str | None = None) -> Run:
-    """The run of an output folder, by `FOLDER` or `LABEL=FOLDER`.
+def load_run(
+    text: str,
+    overrides: Sequence[Any] = (),
+    *,
+    data_sets: Sequence[str] = (),
+    needs_data: bool = True,
+) -> Run:
+    """The run of `RUN` or `LABEL=RUN`.
 
     Args:
-        text: the folder holds `config.yaml` and `model_final.pth`, or an earlier checkpoint of an
-            unfinished training. Without a label the folder's name is one.
+        text: RUN is the output folder of a training, with `config.yaml` and `model_final.pth`, or
+            an earlier checkpoint of one that is unfinished; or a checkpoint, `.pth`, in such a
+            folder. Without a label the folder's name is one.
         overrides: `KEY VALUE ...` on top of its config.
-        data_set: in the place of its `DATASETS.TEST`.
+        data_sets: in the place of its `DATASETS.TEST`.
+        needs_data: its test data are to be read. If not, they may be missing as long as their class
+            names are known, as those of COCO are.
 
     Raises:
         ConfigurationError: config or weights are missing or don't fit together.
+        DatasetError: its test data are missing.
     """
-    label, folder = split_label(text)
-    config = folder / "config.yaml"
-    if not config.is_file():
-        raise ConfigurationError(
-            f"{folder}: there is no config.yaml; give the OUTPUT_DIR of a training"
-        )
-    final = folder / "model_final.pth"
-    if not final.is_file() and not (folder / "last_checkpoint").is_file():
+    label, folder, weights = _found(text)
+    # What is named wins over what is found.
+    is_named = "MODEL.WEIGHTS" in overrides
+    if not is_named and weights is None and not (folder / "last_checkpoint").is_file():
         raise ConfigurationError(
             f"{folder}: there is no model_final.pth and no earlier checkpoint; give the OUTPUT_DIR "
             "of a training that has saved one"
         )
-    named = () if data_set is None else ("DATASETS.TEST", repr((data_set,)))
-    cfg = read_config(str(config), [*overrides, *named])
+    named = ("DATASETS.TEST", repr(tuple(data_sets))) if data_sets else ()
+    given = ["MODEL.WEIGHTS", str(weights or ""), *overrides, *named]
+    cfg = read_config(str(folder / "config.yaml"), given)
     cfg.OUTPUT_DIR = str(folder)
-    cfg.MODEL.WEIGHTS = str(final) if final.is_file() else ""
+    _prepare(cfg, needs_data=needs_data)
+    model = load_model(cfg, resume=weights is None and not is_named)
+    return Run(label, folder, cfg, model.eval())
+
+
+def load_runs(
+    texts: Sequence[str], overrides: Sequence[Any] = (), *, data_sets: Sequence[str] = ()
+) -> Iterator[Run]:
+    """The runs of several texts, one after the other as they are asked for.
+
+    Args:
+        texts: see `load_run`, as are the others.
+
+    Raises:
+        ConfigurationError: two have the same label; see `load_run`.
+    """
+    require_different_labels([split_label(text)[0] for text in texts])
+    return (load_run(text, overrides, data_sets=data_sets) for text in texts)
+
+
+def run_folder(text: str) -> Path:
+    """The output folder of `RUN` or `LABEL=RUN`, see `load_run`.
+
+    Raises:
+        ConfigurationError: there is no such training.
+    """
+    return _found(text)[1]
+
+
+def _found(text: str) -> tuple[str, Path, Path | None]:
+    """Label, folder and, if it is there, the checkpoint to take."""
+    label, path = split_label(text)
+    is_checkpoint = path.suffix == ".pth" and not path.is_dir()
+    folder = path.parent if is_checkpoint else path
+    if not (folder / "config.yaml").is_file():
+        raise ConfigurationError(
+            f"{folder}: there is no config.yaml; give the OUTPUT_DIR of a training"
+        )
+    if is_checkpoint and not path.is_file():
+        raise ConfigurationError(f"{path}: there is no such checkpoint")
+    final = folder / "model_final.pth"
+    return label, folder, path if is_checkpoint else final if final.is_file() else None
+
+
+def _prepare(cfg: CfgNode, *, needs_data: bool) -> None:
+    try:
+        prepare(cfg, eval_only=True)
+        return
+    except DatasetError as error:
+        names = cfg.DATASETS.TEST
+        if needs_data or not names or not MetadataCatalog.get(names[0]).get("stuff_classes"):
+            raise
+        logger.warning("no ground truth will be drawn: %s", error)
+    set_num_classes(cfg, names[0])
+    cfg.DATASETS.TEST = ()
     prepare(cfg, eval_only=True)
-    return Run(label, folder, cfg, load_model(cfg, resume=not final.is_file()).eval())
+    cfg.defrost()
+    cfg.DATASETS.TEST = names
+    cfg.freeze()
 
 
 def split_label(text: str) -> tuple[str, Path]:
@@ -98,7 +179,7 @@ def split_label(text: str) -> tuple[str, Path]:
     return folder.name, found
 
 
-def require_different_labels(labels: Sequence[str], form: str = "LABEL=FOLDER") -> None:
+def require_different_labels(labels: Sequence[str], form: str = "LABEL=RUN") -> None:
     """Runs are told apart by their labels.
 
     Args:

@@ -49,6 +49,24 @@ class StepScores:
     change: float
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """A model at several steps.
+
+    Attributes:
+        trained_steps: `N`.
+        scores: data set -> `evaluate_steps`, of the same kind.
+    """
+
+    trained_steps: int
+    scores: dict[str, list[StepScores]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its scores: `CONTOUR` or `PANOPTIC`."""
+        return tuple(next(iter(self.scores.values()))[0].scores)
+
+
 class _InstanceEvaluator(COCOEvaluator):
     """Detectron2's evaluator of masks, without pycocotools' report on the standard output.
 
@@ -269,39 +287,46 @@ def parse_steps(text: str, trained: int) -> list[int]:
     return sorted(steps)
 
 
-def write_csv(path: Path, found: Mapping[str, Sequence[StepScores]], trained: int) -> None:
-    """Write `data set,trained steps,step,change,<scores>`, whole or not at all.
+def write_csv(path: Path, runs: Mapping[str, Evaluated]) -> None:
+    """Write `run,data set,trained steps,step,change,<scores>`, whole or not at all.
 
     Args:
         path: of the file; its folder is made.
-        found: name of a data set -> its scores, of the same kind.
-        trained: steps the model was trained for.
+        runs: by label, with scores of the same kind.
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    names = list(next(iter(found.values()))[0].scores)
-    writer.writerow(["data set", "trained steps", "step", "change", *names])
-    for name, entries in found.items():
-        for one in entries:
-            writer.writerow([name, trained, one.step, one.change, *one.scores.values()])
+    names = next(iter(runs.values())).names
+    writer.writerow(["run", "data set", "trained steps", "step", "change", *names])
+    for label, run in runs.items():
+        for name, entries in run.scores.items():
+            for one in entries:
+                start = [label, name, run.trained_steps, one.step, one.change]
+                writer.writerow([*start, *one.scores.values()])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, table.getvalue().encode())
 
 
-def read_csv(path: Path) -> tuple[dict[str, list[StepScores]], int]:
-    """What `write_csv` wrote: the scores by data set, and the trained number of steps.
+def read_csv(path: Path) -> dict[str, Evaluated]:
+    """What `write_csv` wrote.
 
     Raises:
         ConfigurationError: there is no such file, or it is another one.
     """
     try:
         lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-        found: dict[str, list[StepScores]] = {}
+        found: dict[str, Evaluated] = {}
         for line in lines:
-            name, trained = line.pop("data set"), int(line.pop("trained steps"))
-            step, change = int(line.pop("step")), float(line.pop("change"))
+            label, name = line.pop("run"), line.pop("data set")
+            trained, step = int(line.pop("trained steps")), int(line.pop("step"))
+            change = float(line.pop("change"))
             scores = {key: float(value) for key, value in line.items()}
-            found.setdefault(name, []).append(StepScores(step, scores, change))
-        return found, trained
-    except (OSError, KeyError, ValueError, UnboundLocalError) as error:
-        raise ConfigurationError(f"{path}: not a steps.csv of tools/eval_steps.py") from error
+            run = found.setdefault(label, Evaluated(trained, {}))
+            run.scores.setdefault(name, []).append(StepScores(step, scores, change))
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path}: not a steps.csv of `tools/analyze.py steps`; give the run itself"
+        ) from error
+    if not found:
+        raise ConfigurationError(f"{path}: holds no scores; give the run itself")
+    return found

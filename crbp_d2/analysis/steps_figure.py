@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from crbp_d2.analysis.figures import COLOURS, line_style, new_figure, save_figure, styled
-from crbp_d2.analysis.steps import PANOPTIC, StepScores
+from crbp_d2.analysis.steps import PANOPTIC, Evaluated, StepScores
 
 TITLES = {
     "F1": "F1",
@@ -40,16 +40,13 @@ class Curve:
     entries: Sequence[StepScores]
 
 
-def curves_of(runs: Mapping[str, tuple[Mapping[str, Sequence[StepScores]], int]]) -> list[Curve]:
-    """The lines of several runs, named after the run and, if it has several, the data set.
-
-    Args:
-        runs: label -> its scores by data set, and the trained number of steps; see `read_csv`.
-    """
+def curves_of(runs: Mapping[str, Evaluated]) -> list[Curve]:
+    """The lines of several runs, by label, named after the run and, if it has several, the data
+    set."""
     return [
-        Curve(f"{label}, {name}" if len(found) > 1 else label, trained, entries)
-        for label, (found, trained) in runs.items()
-        for name, entries in found.items()
+        Curve(f"{label}, {name}" if len(run.scores) > 1 else label, run.trained_steps, entries)
+        for label, run in runs.items()
+        for name, entries in run.scores.items()
     ]
 
 

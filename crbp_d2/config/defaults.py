@@ -64,7 +64,7 @@ def add_crbp_config(cfg: CfgNode) -> None:
 
     # --- gradients -------------------------------------------------------------------------------
     adjoint = node.ADJOINT = _options(ADJOINTS)
-    # unroll, one_step, neumann, anderson, gmres or torchdeq; "" for the algorithm's.
+    # unroll, one_step, neumann, anderson or gmres; "" for the algorithm's.
     adjoint.NAME = ""
 
     # --- penalties -------------------------------------------------------------------------------

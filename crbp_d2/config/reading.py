@@ -43,12 +43,12 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     """
     if not os.path.isfile(config_file):
         raise ConfigurationError(
-            f"--config-file {config_file or '(none given)'}: no such file; name one, as "
+            f"config file {config_file or '(none given)'}: no such file; name one, as "
             "configs/quick/shapes_crbp.yaml"
         )
     cfg = get_cfg()
     add_crbp_config(cfg)
-    with _naming(f"--config-file {config_file}", cfg):
+    with _naming(f"config file {config_file}", cfg):
         cfg.merge_from_file(config_file, allow_unsafe=False)
         own = list(keys_of(CfgNode(yaml.safe_load(Path(config_file).read_text("utf-8")))))
     _leave_out_options_of_others(cfg, own)

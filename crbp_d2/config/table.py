@@ -39,7 +39,7 @@ defaults of the classes, which `build_recurrence` takes.
 | make a circuit settle | `CRBP.PENALTY.SPECTRAL.WEIGHT` |
 | not evaluate after training | `DATASETS.TEST "()"` |
 """
-BAR = "&#124;"
+BAR = r"\|"
 """A vertical bar within a cell of a table."""
 NODES: Mapping[str, Registry[Any]] = {"SOLVER": SOLVERS, "ADJOINT": ADJOINTS, "CELL": CELLS}
 

@@ -1,12 +1,13 @@
 """Training and evaluation with Detectron2's engine."""
 
-from .command_line import KeyValueParser
+from .command_line import Command, KeyValueParser, run_command
 from .optimizers import OPTIMIZERS
 from .run import EXAMPLES, argument_parser, main, prepare, save_config, setup
 from .trainer import SeedIterations, Trainer
 from .weights import load_model
 
 __all__ = [
+    "Command",
     "EXAMPLES",
     "KeyValueParser",
     "OPTIMIZERS",
@@ -16,6 +17,7 @@ __all__ = [
     "load_model",
     "main",
     "prepare",
+    "run_command",
     "save_config",
     "setup",
 ]

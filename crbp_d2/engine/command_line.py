@@ -1,10 +1,57 @@
-"""Command lines whose `KEY VALUE ...` may stand anywhere among the options."""
+"""Command lines: `KEY VALUE ...` anywhere among the options, and programs of several commands."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Command(Protocol):
+    """A command of a program. A module is one: its docstring explains it, with examples."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declares what it takes."""
+
+    def run(self, arguments: argparse.Namespace) -> None:
+        """Does it.
+
+        Raises:
+            ValueError, KeyError: a mistake that a user can mend, with the cure as its message.
+        """
+
+
+def run_command(
+    description: str, commands: Mapping[str, Any], words: Sequence[str] | None = None
+) -> None:
+    """Runs `PROGRAM COMMAND ...`; a mistake ends it with its message and the code 2.
+
+    Args:
+        description: of the program.
+        commands: name -> `Command`.
+        words: of the command line; None takes those that the program was started with.
+    """
+    program = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parsers = program.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in commands.items():
+        explanation = command.__doc__ or ""
+        parser = parsers.add_parser(
+            name,
+            help=explanation.partition("\n")[0],
+            description=explanation,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(parser)
+        parser.set_defaults(command=command, parser=parser)
+    arguments = program.parse_args(words)
+    try:
+        arguments.command.run(arguments)
+    except (ValueError, KeyError) as error:
+        arguments.parser.error(str(error.args[0] if error.args else error))
 
 
 class KeyValueParser(argparse.ArgumentParser):

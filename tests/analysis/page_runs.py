@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from crbp_d2.analysis.outputs import find_recurrence
-from crbp_d2.analysis.page import load_runs, write_page
+from crbp_d2.analysis.page import load_recurrent_runs, write_page
 from crbp_d2.config import read_config
 from crbp_d2.data import set_num_classes
 from tests.modeling.conftest import CONFIGS
@@ -60,7 +60,7 @@ def folders(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def page(folders, tmp_path_factory) -> Path:
-    runs = load_runs([str(folders[0]), f"{LABEL}={folders[1]}"])
+    runs = load_recurrent_runs([str(folders[0]), f"{LABEL}={folders[1]}"])
     output = tmp_path_factory.mktemp("page") / "deep" / "report.html"
     write_page(runs, DATA, range(1, 7), images=3, megabytes=20, output=output)
     return output

@@ -22,7 +22,7 @@ from crbp_d2.analysis.curves import (
 from crbp_d2.core import ConfigurationError
 from tests.modeling.conftest import CONFIGS
 
-TOOL = CONFIGS.parent / "tools" / "plot_curves.py"
+TOOL = CONFIGS.parent / "tools" / "analyze.py"
 LINES = [
     {"iteration": 19, "total_loss": 3.0, "loss_sem_seg": 2.0, "recurrence/lcp": 1e-3},
     {"iteration": 39, "total_loss": 2.0, "loss_sem_seg": 1.5, "recurrence/lcp": 1e-5},
@@ -44,7 +44,7 @@ def labels(figure) -> list[str]:
 
 
 def run_tool(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["plot_curves.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["analyze.py", "curves", *map(str, arguments)])
     runpy.run_path(str(TOOL), run_name="__main__")
 
 
@@ -125,7 +125,7 @@ def test_published_scores_lie_over_the_scores_alone(tmp_path):
 
 def test_runs_of_the_same_label_are_told_apart(tmp_path):
     run = read_log(str(write(tmp_path / "run", LINES)))
-    with pytest.raises(ConfigurationError, match="several runs are called run; .*LABEL=FOLDER"):
+    with pytest.raises(ConfigurationError, match="several runs are called run; .*LABEL=RUN"):
         draw_curves([run, run])
 
 
@@ -142,18 +142,19 @@ def test_one_command_writes_figure_and_numbers(tmp_path, monkeypatch, capsys):
     other = write(tmp_path / "other", LINES[:3])
     monkeypatch.chdir(tmp_path)
     arguments = ("--x", "images", "--published", "pathfinder_14:crbp")
-    run_tool(monkeypatch, f"A={folder}", other, *arguments, "--output", "figures/both.png")
+    run_tool(monkeypatch, f"A={folder}", other, *arguments, "--output", "figures")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
-        "both.png", "both.pdf", "both.csv"
+        "curves.png", "curves.pdf", "curves.csv"
     }  # fmt: skip
-    rows = list(csv.DictReader((tmp_path / "figures" / "both.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "figures" / "curves.csv").open()))
     assert {row["run"] for row in rows} == {"A", "other", "published crbp"}
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ((), "metrics.json; give the OUTPUT_DIR"),
+        ((), "config.yaml; give the OUTPUT_DIR"),
+        (("config.yaml",), "metrics.json; give the OUTPUT_DIR"),
         (("metrics.json",), "config.yaml; give the OUTPUT_DIR"),
         (("metrics.json", "config.yaml"), "nothing has been logged yet"),
     ],

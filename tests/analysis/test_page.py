@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from crbp_d2.analysis.outputs import find_recurrence
-from crbp_d2.analysis.page import load_runs, shared_data_set, write_page
+from crbp_d2.analysis.page import load_recurrent_runs, shared_data_set, write_page
 from crbp_d2.analysis.page.encode import fitted, jpeg, sheet
 from crbp_d2.analysis.page.painters import painter_of
 from crbp_d2.analysis.page.quality import image_quality
@@ -67,7 +67,7 @@ def shapes(tmp_path_factory):
 
 
 def test_numbers_and_pictures_are_those_of_models_that_take_as_many_steps(folders, page):
-    runs = load_runs(list(map(str, folders)))
+    runs = load_recurrent_runs(list(map(str, folders)))
     found, data = numbers_of(page), data_of(page)
     assert found["steps"] == [1, 2, 3, 4, 5, 6] and found["score"] == "F1"
     trained = [{"label": "crbp", "trained_steps": 3}, {"label": LABEL, "trained_steps": 2}]
@@ -100,7 +100,7 @@ def test_panoptic_numbers_are_those_of_models_that_take_as_many_steps(shapes, tm
     folder = write_run(
         tmp_path / "run", "quick/shapes_crbp.yaml", *PANOPTIC, "DATASETS.TEST", (SHAPES,)
     )
-    runs = load_runs([str(folder)])
+    runs = load_recurrent_runs([str(folder)])
     output = tmp_path / "page.html"
     written = write_page(runs, SHAPES, [1, 2, 4], images=12, megabytes=5, output=output)
     assert (written.images, written.left_out) == (2, "")
@@ -212,20 +212,20 @@ def test_figures_and_verdict_of_a_run_are_embedded_and_missing_ones_named(folder
     Image.fromarray(noise).save(run / "steps.png")
     (run / "stability.json").write_text('{"verdict": "settles: rho < 1"}')
     output = tmp_path / "page.html"
-    write_page(load_runs([str(run)]), DATA, [1], images=1, megabytes=5, output=output)
+    write_page(load_recurrent_runs([str(run)]), DATA, [1], images=1, megabytes=5, output=output)
     text = output.read_text()
     (source, alt) = re.search(r'<img src="([^"]*)"[^>]*alt="([^"]*)"', text).groups()
     assert decoded(source).size == (1400, 21)
     assert alt.startswith("run: Line charts of scores")
     assert "settles: rho &lt; 1" in text
-    assert "tools/eval_steps.py" not in text and "tools/stability.py" in text
+    assert "tools/analyze.py steps" not in text and "tools/analyze.py stability" in text
     (run / "stability.json").write_text("[]")
     with pytest.raises(ConfigurationError, match=r"stability\.json: has no line of text"):
-        write_page(load_runs([str(run)]), DATA, [1], images=1, megabytes=5, output=output)
+        write_page(load_recurrent_runs([str(run)]), DATA, [1], images=1, megabytes=5, output=output)
 
 
 def test_the_size_is_kept_by_leaving_out_the_last_images(folders, page, tmp_path):
-    runs = load_runs([str(folders[0])])
+    runs = load_recurrent_runs([str(folders[0])])
     output = tmp_path / "page.html"
     write_page(runs, DATA, range(1, 7), images=3, megabytes=20, output=output)
     whole, everything = output.stat().st_size, numbers_of(output)
@@ -251,24 +251,27 @@ def test_runs_that_cannot_be_compared_are_refused(folders, tmp_path):
     texts = [str(folders[0]), str(other)]
     differs = "differs: crbp has pathfinder_tiny_val, other has pathfinder_small_val.*--dataset"
     with pytest.raises(ConfigurationError, match=differs):
-        shared_data_set(load_runs(texts))
-    assert shared_data_set(load_runs(texts, "pathfinder_tiny_test")) == "pathfinder_tiny_test"
+        shared_data_set(load_recurrent_runs(texts))
+    assert (
+        shared_data_set(load_recurrent_runs(texts, data_sets=("pathfinder_tiny_test",)))
+        == "pathfinder_tiny_test"
+    )
     empty = write_run(
         tmp_path / "empty", "quick/pathfinder_crbp.yaml", *SMALLER, "DATASETS.TEST", ()
     )
     with pytest.raises(ConfigurationError, match="empty: DATASETS.TEST of config.yaml is empty"):
-        shared_data_set(load_runs([str(empty)]))
+        shared_data_set(load_recurrent_runs([str(empty)]))
     with pytest.raises(ConfigurationError, match="several runs are called crbp"):
-        load_runs([str(folders[0]), str(folders[0])])
+        load_recurrent_runs([str(folders[0]), str(folders[0])])
     forward = write_run(
         tmp_path / "forward", "quick/pathfinder_feedforward.yaml", "CRBP.CELL.CHANNELS", 4
     )
     with pytest.raises(ConfigurationError, match="forward.*has 0 recurrent circuits"):
-        load_runs([str(forward)])
+        load_recurrent_runs([str(forward)])
 
 
 def test_a_state_that_is_not_finite_names_the_run(folders, tmp_path):
-    (run,) = load_runs([f"diverging={folders[0]}"])
+    (run,) = load_recurrent_runs([f"diverging={folders[0]}"])
     with torch.no_grad():
         next(find_recurrence(run.model).parameters()).fill_(float("nan"))
     with pytest.raises(ConfigurationError, match="diverging: .*give fewer --steps"):
@@ -277,7 +280,7 @@ def test_a_state_that_is_not_finite_names_the_run(folders, tmp_path):
 
 
 def test_other_files_are_not_overwritten_with_numbers(folders, tmp_path):
-    runs = load_runs([str(folders[0])])
+    runs = load_recurrent_runs([str(folders[0])])
     results = tmp_path / "results.json"
     results.write_text('{"panoptic_seg": {"PQ": 50}}')
     with pytest.raises(ConfigurationError, match=r"results\.json is in the way"):
@@ -287,7 +290,7 @@ def test_other_files_are_not_overwritten_with_numbers(folders, tmp_path):
 
 def test_one_command_writes_the_page(folders, tmp_path):
     command = [
-        sys.executable, CONFIGS.parent / "tools" / "report.py", f"C-RBP={folders[0]}",
+        sys.executable, CONFIGS.parent / "tools" / "analyze.py", "page", f"C-RBP={folders[0]}",
         "--output", tmp_path / "page.html", "--images", "2",
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
@@ -298,7 +301,8 @@ def test_one_command_writes_the_page(folders, tmp_path):
 
 def test_a_mistake_is_named_by_the_command(folders, tmp_path):
     command = [
-        sys.executable, CONFIGS.parent / "tools" / "report.py", folders[0], "--steps", "all",
+        sys.executable, CONFIGS.parent / "tools" / "analyze.py", "page",
+        folders[0], "--steps", "all",
         "--output", tmp_path / "page.html",
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)

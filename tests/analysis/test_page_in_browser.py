@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from crbp_d2.analysis.page import load_runs
+from crbp_d2.analysis.page import load_recurrent_runs
 from crbp_d2.analysis.page.encode import OVERLAY_COLOUR
 from crbp_d2.data import build_test_loader
 from tests.analysis.page_runs import (
@@ -118,7 +118,7 @@ def overlaid(record: dict, probability: np.ndarray) -> np.ndarray:
 
 def test_the_slider_shows_picture_and_numbers_of_each_step(browser, folders, page):
     numbers = numbers_of(page)["images"][0]
-    runs = load_runs(list(map(str, folders)))
+    runs = load_recurrent_runs(list(map(str, folders)))
     (record,) = next(iter(build_test_loader(runs[0].cfg, DATA, num_workers=0)))
     before = [browser.panel(number)[2] for number in range(2)]
     browser.script("document.querySelector('#step').focus()")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import shutil
 import sys
@@ -19,7 +20,7 @@ from PIL import Image
 from crbp_d2.analysis.images import (
     PanopticTruth,
     find_images,
-    load_predictor,
+    load_predictors,
     model_input,
     output_names,
     panoptic_truth,
@@ -31,6 +32,7 @@ from crbp_d2.analysis.predictions import (
     claimed_at,
     panoptic_picture,
 )
+from crbp_d2.analysis.runs import load_run
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError, ensure_prepared, register_panoptic, set_num_classes
@@ -72,28 +74,27 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def options(tmp_path):
-    """`KEY VALUE ...` of a tiny model with random weights; `tiny` is as a training leaves it."""
+def run_of(tmp_path):
+    """The folder of a tiny model with random weights, as a training leaves it."""
 
-    def make(config: str) -> list[str]:
-        cfg = read_config(str(CONFIGS / config), ["MODEL.DEVICE", "cpu", *SMALLER[config]])
+    def make(config: str, name: str = "tiny") -> Path:
+        cfg = read_config(str(CONFIGS / config), ["MODEL.DEVICE", "cpu", *SMALLER.get(config, ())])
         if config == PANOPTIC:
             set_num_classes(cfg, NAME)
         torch.manual_seed(0)
-        weights = tmp_path / "tiny" / "model_final.pth"
-        weights.parent.mkdir()
-        (weights.parent / "config.yaml").write_text(cfg.dump())
-        torch.save({"model": build_model(cfg).state_dict()}, weights)
-        return [*map(str, SMALLER[config]), "MODEL.WEIGHTS", str(weights)]
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(cfg.dump())
+        torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")
+        return folder
 
     return make
 
 
 @pytest.fixture
 def demo(monkeypatch):
-    def run(config: str, *arguments: object) -> None:
-        command = ["demo.py", "--config-file", CONFIGS / config, *arguments]
-        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
         runpy.run_path(str(TOOL), run_name="__main__")
 
     return run
@@ -183,38 +184,39 @@ def test_the_truth_is_that_of_the_same_file_alone(data, tmp_path):
     assert (truth.of(tmp_path / "1.jpg")[0] == segments).all()
 
 
-def test_panoptic_pictures_have_the_truth_of_known_images(data, tmp_path, options, demo):
+def test_panoptic_pictures_have_the_truth_of_known_images(data, tmp_path, run_of, demo):
     Image.open(data.images / "0.jpg").convert("L").save(tmp_path / "grey.png")
     output = tmp_path / "out"
     arguments = ("--input", data.images / "2.jpg", tmp_path / "grey.png", "--output", output)
-    demo(PANOPTIC, *arguments, *options(PANOPTIC))
+    demo(run_of(PANOPTIC), *arguments)
     assert {path.name for path in output.iterdir()} == {"2.png", "grey.png"}
     height = MINIMUM_SIDE + title_height(MINIMUM_SIDE)
     sizes = [Image.open(output / name).size for name in ("2.png", "grey.png")]
     assert sizes == [(3 * PANEL + 2 * GAP, height), (2 * PANEL + GAP, height)]
 
 
-def test_two_models_draw_the_first_images_of_the_data_set(data, tmp_path, options, demo, capsys):
-    arguments = options(PANOPTIC)
+def test_several_models_draw_the_first_images_of_the_data_set(data, tmp_path, run_of, demo, capsys):
+    run = run_of(PANOPTIC)
     other = tmp_path / "other"
-    shutil.copytree(tmp_path / "tiny", other)
-    compared = (other / "config.yaml", other / "model_final.pth")
-    common = ("--count", 1, "--output", tmp_path / "out", "--compare", *compared)
-    demo(PANOPTIC, *common, *arguments)
+    shutil.copytree(run, other)
+    common = ("--count", 1, "--output", tmp_path / "out")
+    demo(run, other, f"third={run}", *common)
     (picture,) = (tmp_path / "out").iterdir()
     assert picture.name == "0.png"
-    assert Image.open(picture).width == 4 * PANEL + 3 * GAP
-    with pytest.raises(SystemExit):
-        demo(PANOPTIC, *common, "--label", "other", *arguments)
-    assert "both models are called other" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        demo(PANOPTIC, *common, "--steps", 3, *arguments)
-    assert "CRBP.SOLVER.TEST_STEPS" in capsys.readouterr().err
+    assert Image.open(picture).width == 5 * PANEL + 4 * GAP
+    for arguments, message in (
+        ((run, f"tiny={other}"), "several runs are called tiny"),
+        ((run, "--steps", 3), "CRBP.SOLVER.TEST_STEPS"),
+        ((run, run_of(CONTOUR, "contour")), "tiny is a PanopticFPN, contour a SemanticSegmentor"),
+    ):
+        with pytest.raises(SystemExit):
+            demo(*arguments, *common)
+        assert message in capsys.readouterr().err
 
 
-def test_a_photograph_is_drawn_smaller_than_it_is_segmented(data, tmp_path, options, monkeypatch):
+def test_a_photograph_is_drawn_smaller_than_it_is_segmented(data, tmp_path, run_of, monkeypatch):
     monkeypatch.setattr(drawing, "LONGEST_SIDE", 600)
-    run = load_predictor(str(CONFIGS / PANOPTIC), options(PANOPTIC))
+    run = load_run(str(run_of(PANOPTIC)))
     large = tmp_path / "large.png"
     Image.open(data.images / "0.jpg").resize((900, 600)).save(large)
     assert (model_input(large, run.cfg)["height"], run.label) == (600, "tiny")
@@ -222,17 +224,17 @@ def test_a_photograph_is_drawn_smaller_than_it_is_segmented(data, tmp_path, opti
     assert picture.shape == (400 + title_height(400), 2 * 600 + GAP, 3)
 
 
-def test_own_images_need_the_classes_of_the_data_set_alone(tmp_path, options):
+def test_own_images_need_the_classes_of_the_data_set_alone(tmp_path, run_of):
     name = "test_predictions_missing"
     written = write_panoptic(tmp_path / "data")
     register_panoptic(name, **written.arguments())
     own = shutil.copy(written.images / "0.jpg", tmp_path)
     shutil.rmtree(written.folder)
-    arguments = (str(CONFIGS / PANOPTIC), [*options(PANOPTIC), "DATASETS.TEST", (name,)])
+    folder = str(run_of(PANOPTIC))
     try:
         with pytest.raises(DatasetError, match="no such folder"):
-            load_predictor(*arguments)
-        run = load_predictor(*arguments, needs_data=False)
+            load_predictors([folder], data_set=name)
+        (run,) = load_predictors([folder], data_set=name, needs_data=False)
         assert panoptic_truth(run) is None and run.cfg.DATASETS.TEST[0] == name
         picture = panoptic_picture(Path(own), [run], MetadataCatalog.get(name))
         assert picture.shape[1] == 2 * PANEL + GAP
@@ -241,8 +243,16 @@ def test_own_images_need_the_classes_of_the_data_set_alone(tmp_path, options):
         MetadataCatalog.remove(name)
 
 
-def test_claim_maps_end_in_the_mask_of_the_last_step(options):
-    run = load_predictor(str(CONFIGS / CONTOUR), options(CONTOUR))
+def test_a_model_whose_classes_have_no_name_is_refused(tmp_path, run_of):
+    folder = run_of(CONTOUR)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(re.sub(r"TEST:\n  - \w+\n", "TEST: []\n", config))
+    with pytest.raises(ConfigurationError, match="name a data set with --dataset"):
+        load_predictors([str(folder)], needs_data=False)
+
+
+def test_claim_maps_end_in_the_mask_of_the_last_step(run_of):
+    run = load_run(str(run_of(CONTOUR)))
     image, _ = load_sample(PathfinderImages("tiny", seed=1, size=1)[0])
     claimed = claim_map(run, image, 5)
     run.model.sem_seg_head.recurrence.test_steps = 5
@@ -253,9 +263,9 @@ def test_claim_maps_end_in_the_mask_of_the_last_step(options):
     assert claimed.max() <= 5
 
 
-def test_contour_models_write_pictures_and_steps(tmp_path, options, demo):
-    arguments = options(CONTOUR)
-    demo(CONTOUR, "--count", 1, "--output", tmp_path / "out", *arguments)
+def test_contour_models_write_pictures_and_steps(tmp_path, run_of, demo):
+    run = run_of(CONTOUR)
+    demo(run, "--count", 1, "--output", tmp_path / "out")
     names = {"000000.png", "000000.pdf", "000000.csv"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     claimed = np.loadtxt(tmp_path / "out" / "000000.csv", delimiter=",", dtype=int)
@@ -263,72 +273,65 @@ def test_contour_models_write_pictures_and_steps(tmp_path, options, demo):
     # Any grey image of any size, and colour becomes grey.
     pixels = np.random.default_rng(0).integers(0, 256, (30, 51, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "own.png")
-    own = ("--input", tmp_path / "own.png", "--output", tmp_path / "own", "--steps", 2)
-    demo(CONTOUR, *own, *arguments)
+    demo(run, "--input", tmp_path / "own.png", "--output", tmp_path / "own", "--steps", 2)
     claimed = np.loadtxt(tmp_path / "own" / "own.csv", delimiter=",", dtype=int)
     assert claimed.shape == (30, 51) and set(np.unique(claimed)) <= {0, 1, 2}
 
 
-def test_models_of_similar_names_have_tables_of_their_own(tmp_path, options, demo):
-    arguments = options(CONTOUR)
-    compared = (tmp_path / "tiny" / "config.yaml", tmp_path / "tiny" / "model_final.pth")
-    labels = ("--label", "C-RBP", "--label", "C RBP")
+def test_models_of_similar_names_have_tables_of_their_own(tmp_path, run_of, demo):
+    run = run_of(CONTOUR)
     count = ("--count", 1, "--steps", 2, "--output", tmp_path / "out")
-    demo(CONTOUR, *count, "--compare", *compared, *labels, *arguments)
+    demo(f"C-RBP={run}", f"C RBP={run}", *count)
     tables = sorted(path.name for path in (tmp_path / "out").glob("*.csv"))
     assert tables == ["000000_C_RBP.csv", "000000_C_RBP_2.csv"]
 
 
-def test_a_broken_image_is_named_before_anything_is_written(tmp_path, options, demo, capsys):
-    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "whole.png")
-    content = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    (tmp_path / "text.png").write_text("no image")
-    arguments = ("--input", tmp_path, "--output", tmp_path / "out", *options(CONTOUR))
+def test_a_broken_image_is_named_before_anything_is_written(tmp_path, run_of, demo, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(images / "whole.png")
+    content = (images / "whole.png").read_bytes()
+    (images / "cut.png").write_bytes(content[: len(content) // 2])
+    (images / "text.png").write_text("no image")
     with pytest.raises(SystemExit) as end:
-        demo(CONTOUR, *arguments)
+        demo(run_of(CONTOUR), "--input", images, "--output", tmp_path / "out")
     error = capsys.readouterr().err
     assert end.value.code == 2 and "copy it anew" in error
     assert all(
-        f"{tmp_path / name}: not a readable image" in error for name in ("cut.png", "text.png")
+        f"{images / name}: not a readable image" in error for name in ("cut.png", "text.png")
     )
     assert "whole.png" not in error and not (tmp_path / "out").exists()
 
 
-def test_models_without_a_circuit_have_no_claim_map(tmp_path, demo, capsys):
-    config = "quick/pathfinder_feedforward.yaml"
-    cfg = read_config(str(CONFIGS / config), ["MODEL.DEVICE", "cpu"])
-    weights = tmp_path / "model.pth"
-    torch.save({"model": build_model(cfg).state_dict()}, weights)
+def test_models_without_a_circuit_have_no_claim_map(tmp_path, run_of, demo, capsys):
     with pytest.raises(SystemExit):
-        demo(config, "--output", tmp_path / "out", "MODEL.WEIGHTS", weights)
+        demo(run_of("quick/pathfinder_feedforward.yaml"), "--output", tmp_path / "out")
     assert "RecurrentSemSegHead" in capsys.readouterr().err
 
 
-def test_deep_images_are_converted_as_those_of_the_data_set(data, tmp_path, options, demo, capsys):
+def test_deep_images_are_converted_as_those_of_the_data_set(data, tmp_path, run_of, demo, capsys):
     name = "test_predictions_deep"
     written = write_panoptic(tmp_path / "data")
     values = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) + 1000).astype(np.uint16)
     Image.fromarray(values).save(written.images / "0.jpg", "png")
     shutil.copy(written.images / "0.jpg", tmp_path / "own.png")
-    arguments = options(PANOPTIC)
+    folder = run_of(PANOPTIC)
     own = ("--input", tmp_path / "own.png", "--output", tmp_path / "own")
     with pytest.raises(SystemExit):
-        demo(PANOPTIC, *own, *arguments)
+        demo(folder, *own)
     assert "own.png: values of more than the 8 bits" in capsys.readouterr().err
     register_panoptic(name, **written.arguments(), intensity_range=(1000, 3399))
-    arguments += ["DATASETS.TEST", f"({name!r},)"]
     try:
         record = DatasetCatalog.get(name)[0]
         shown = np.asarray(Image.open(record["file_name"]))
         assert len(np.unique(shown)) == 256
-        run = load_predictor(str(CONFIGS / PANOPTIC), arguments)
+        run = load_run(str(folder), data_sets=[name])
         for path in (tmp_path / "own.png", written.images / "0.jpg"):
             batch = model_input(path, run.cfg)
             expected = model_input(Path(record["file_name"]), run.cfg)
             assert torch.equal(batch["image"], expected["image"])
-        demo(PANOPTIC, *own, *arguments)
-        demo(PANOPTIC, "--count", 1, "--output", tmp_path / "out", *arguments)
+        demo(folder, *own, "--dataset", name)
+        demo(folder, "--count", 1, "--output", tmp_path / "out", "--dataset", name)
         # The second with the ground truth.
         assert Image.open(tmp_path / "own" / "own.png").width == 2 * PANEL + GAP
         assert Image.open(tmp_path / "out" / "0.png").width == 3 * PANEL + 2 * GAP

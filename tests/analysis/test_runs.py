@@ -55,6 +55,27 @@ def test_an_unfinished_run_gives_its_last_checkpoint(folder):
     assert load_run(str(folder)).label == "run_0.5"
 
 
+def test_a_checkpoint_of_a_run_is_one_too(folder):
+    final = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    earlier = {key: value + 1 for key, value in final.items()}
+    torch.save({"model": earlier}, folder / "model_0000009.pth")
+    run = load_run(str(folder / "model_0000009.pth"))
+    assert (run.label, run.folder) == ("run_0.5", folder)
+    assert all(torch.equal(v, earlier[k]) for k, v in run.model.state_dict().items())
+    with pytest.raises(
+        ConfigurationError, match=r"model_0000019\.pth: there is no such checkpoint"
+    ):
+        load_run(str(folder / "model_0000019.pth"))
+
+
+def test_weights_that_are_named_win_over_those_of_the_run(folder, tmp_path):
+    earlier = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    (folder / "model_final.pth").rename(tmp_path / "elsewhere.pth")
+    (folder / "last_checkpoint").write_text("absent.pth")
+    run = load_run(str(folder), ["MODEL.WEIGHTS", str(tmp_path / "elsewhere.pth")])
+    assert all(torch.equal(v, earlier[k]) for k, v in run.model.state_dict().items())
+
+
 def test_what_is_no_run_is_refused(folder, tmp_path):
     with pytest.raises(ConfigurationError, match=r"there is no config\.yaml"):
         load_run(str(tmp_path))
@@ -67,20 +88,24 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
 
 def test_the_data_set_of_a_run_is_its_own_or_the_named_one(folder):
     assert load_run(str(folder)).data_set == "pathfinder_tiny_val"
-    assert load_run(str(folder), data_set="pathfinder_tiny_test").data_set == "pathfinder_tiny_test"
+    assert (
+        load_run(str(folder), data_sets=["pathfinder_tiny_test"]).data_set == "pathfinder_tiny_test"
+    )
     run = load_run(str(folder), ["DATASETS.TEST", "()"])
     with pytest.raises(ConfigurationError, match=r"run_0\.5: DATASETS\.TEST .* --dataset"):
         _ = run.data_set
 
 
-@pytest.mark.parametrize("tool", ["stability.py", "early_stopping.py", "state_space.py"])
-def test_a_tool_asks_for_the_data_set_that_a_run_lacks(tool, folder):
+@pytest.mark.parametrize("command", ["stability", "stopping", "states", "steps"])
+def test_a_command_asks_for_the_data_set_that_a_run_lacks(command, folder):
     config = folder / "config.yaml"
     cfg = yaml.safe_load(config.read_text())
     cfg["DATASETS"]["TEST"] = []
     config.write_text(yaml.safe_dump(cfg))
-    command = [sys.executable, str(CONFIGS.parent / "tools" / tool), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    tool = [sys.executable, str(CONFIGS.parent / "tools" / "analyze.py")]
+    done = subprocess.run(
+        [*tool, command, str(folder)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2 and "name a data set with --dataset" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -15,6 +15,7 @@ from crbp_d2.analysis.outputs import outputs_at
 from crbp_d2.analysis.steps import (
     CONTOUR,
     PANOPTIC,
+    Evaluated,
     StepScores,
     evaluate_at_each,
     evaluate_steps,
@@ -122,12 +123,19 @@ def test_tables_are_read_as_they_were_written(tmp_path):
         StepScores(2, {"F1": 0.5, "IoU": 1 / 3}, 0.25),
         StepScores(4, {"F1": 1.0, "IoU": 1.0}, 0.0),
     ]
-    write_csv(tmp_path / "new" / "steps.csv", {"a": entries, "b": entries[:1]}, 2)
-    assert read_csv(tmp_path / "new" / "steps.csv") == ({"a": entries, "b": entries[:1]}, 2)
-    for content in ("", "a,b\n1,2\n", "data set,trained steps,step,change\nx,y,z,1\n"):
+    runs = {
+        "one, with a comma": Evaluated(2, {"a": entries, "b": entries[:1]}),
+        "other": Evaluated(7, {"a": entries[1:]}),
+    }
+    write_csv(tmp_path / "new" / "steps.csv", runs)
+    assert read_csv(tmp_path / "new" / "steps.csv") == runs
+    for content in ("a,b\n1,2\n", "run,data set,trained steps,step,change\nr,x,y,z,1\n"):
         (tmp_path / "other.csv").write_text(content)
         with pytest.raises(ConfigurationError, match=r"other\.csv: not a steps\.csv"):
             read_csv(tmp_path / "other.csv")
+    (tmp_path / "other.csv").write_text("")
+    with pytest.raises(ConfigurationError, match=r"other\.csv: holds no scores"):
+        read_csv(tmp_path / "other.csv")
     with pytest.raises(ConfigurationError, match="missing.csv"):
         read_csv(tmp_path / "missing.csv")
 
@@ -141,26 +149,55 @@ def test_the_figure_holds_all_curves(tmp_path):
     assert (tmp_path / "deep" / "steps.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_one_command_evaluates_a_panoptic_model(panoptic, shapes, tmp_path):
+def steps(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, CONFIGS.parent / "tools" / "analyze.py", "steps", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+
+def test_one_command_evaluates_a_panoptic_model(panoptic, shapes, tmp_path, load_config):  # noqa: F811
     model, _ = panoptic
-    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save({"model": model.state_dict()}, run / "model_final.pth")
     (tmp_path / "data.yaml").write_text(
         f"- name: mine\n  images: {shapes}/images\n  panoptic_json: {shapes}/panoptic.json\n"
         f"  panoptic_pngs: {shapes}/panoptic\n"
     )
-    command = [
-        sys.executable, CONFIGS.parent / "tools" / "eval_steps.py",
-        "--config-file", CONFIGS / "quick" / "shapes_crbp.yaml", "--steps", "1-2,N",
-        "--check-repeated", "--published", "panoptic_R50", *TINY,
-        "MODEL.WEIGHTS", tmp_path / "model.pth", "OUTPUT_DIR", tmp_path / "out",
-        "DATASETS.FILE", tmp_path / "data.yaml", "DATASETS.TEST", "('mine',)",
-    ]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    of_data = ("DATASETS.FILE", str(tmp_path / "data.yaml"), "DATASETS.TEST", "('mine',)")
+    cfg = load_config("quick/shapes_crbp.yaml", *TINY, *of_data)
+    (run / "config.yaml").write_text(cfg.dump())
+    given = ("--steps", "1-2,N", "--check-repeated", "--published", "panoptic_R50")
+    done = steps(f"mine={run}", *given)
     assert done.returncode == 0, done.stderr[-2000:]
-    found, trained = read_csv(tmp_path / "out" / "steps.csv")
-    assert trained == 3 and [one.step for one in found["mine"]] == [1, 2, 3]
+    (label, found), *others = read_csv(run / "steps.csv").items()
+    assert (label, found.trained_steps, others) == ("mine", 3, [])
+    assert [one.step for one in found.scores["mine"]] == [1, 2, 3]
     assert "largest difference of a score 0" in done.stdout
-    other = [*command, "CRBP.CELL.NAME", "conv_lstm", "OUTPUT_DIR", tmp_path / "other"]
-    done = subprocess.run(list(map(str, other)), capture_output=True, text=True, check=False)
+    other = ("--output", tmp_path / "other", "--opts", "CRBP.CELL.NAME", "conv_lstm")
+    done = steps(run, *given, *other)
     assert done.returncode == 2 and "of another architecture" in done.stderr
-    assert not (tmp_path / "other" / "steps.csv").exists()
+    assert not (tmp_path / "other").exists()
+
+
+def test_runs_that_were_evaluated_before_are_drawn_beside_others(tmp_path):
+    """Their tables stand in the place of the runs."""
+    entries = [StepScores(t, dict.fromkeys(CONTOUR, 0.1 * t), 1 / t) for t in (1, 2)]
+    write_csv(tmp_path / "a" / "steps.csv", {"first": Evaluated(2, {"d": entries})})
+    second = {"second": Evaluated(4, {"d": entries}), "third": Evaluated(4, {"d": entries})}
+    write_csv(tmp_path / "b.csv", second)
+    both = (f"renamed={tmp_path}/a/steps.csv", tmp_path / "b.csv")
+    done = steps(*both, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(read_csv(tmp_path / "out" / "steps.csv")) == ["renamed", "second", "third"]
+    assert (tmp_path / "out" / "steps.png").is_file()
+    entries = [StepScores(1, dict.fromkeys(PANOPTIC, 50.0), 1.0)]
+    write_csv(tmp_path / "c.csv", {"panoptic": Evaluated(4, {"d": entries})})
+    for arguments, message in (
+        (both, "several runs need --output FOLDER"),
+        ((f"x={tmp_path}/b.csv",), "holds second, third, which have their labels there"),
+        ((both[1], both[1], "--output", tmp_path), "several runs are called second, third"),
+        ((both[1], tmp_path / "c.csv", "--output", tmp_path), "have no scores in common"),
+    ):
+        done = steps(*arguments)
+        assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]
+        assert "Traceback" not in done.stderr

@@ -69,12 +69,12 @@ def test_the_table_shows_quartiles():
 def test_one_command_prints_and_writes_a_table(tmp_path):
     torch.manual_seed(0)
     run = write_run(tmp_path / "run", "quick/pathfinder_crbp.yaml")
-    tool = [sys.executable, str(CONFIGS.parent / "tools" / "early_stopping.py"), str(run)]
-    command = [*tool, "--tolerances", "0.5", "0.1", "--batches", "2"]
+    tool = [sys.executable, str(CONFIGS.parent / "tools" / "analyze.py"), "stopping"]
+    command = [*tool, str(run), "--tolerances", "0.5", "0.1", "--batches", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("\n") == 7 and "| all steps |" in done.stdout
     assert done.stdout.endswith("|\n\nOf the first 2 of 256 batches alone.\n")
     assert (run / "early_stopping.md").read_text() == done.stdout
-    wrong = subprocess.run([*tool[:2], str(tmp_path)], capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*tool, str(tmp_path)], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and "there is no config.yaml" in wrong.stderr

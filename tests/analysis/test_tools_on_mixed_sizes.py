@@ -13,8 +13,8 @@ import pytest
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from crbp_d2.analysis import steps as analysis_steps
 from crbp_d2.analysis.batches import CONTOUR_BATCH, scoring_batches
+from crbp_d2.analysis.commands import steps as command
 from crbp_d2.analysis.observed import observe_circuit
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.runs import load_run
@@ -72,14 +72,13 @@ def tool(monkeypatch, capsys):
 
 
 def of_steps(run, tmp_path, *more: object) -> tuple:
-    weights = ("MODEL.WEIGHTS", run / "model_final.pth", "OUTPUT_DIR", tmp_path / "out")
-    return "eval_steps.py", "--config-file", run / "config.yaml", *more, *weights
+    return "analyze.py", "steps", run, "--output", tmp_path / "out", *more
 
 
 def test_scores_at_every_step_are_those_of_an_evaluation_for_each(run, tool, tmp_path):
     shown = tool(*of_steps(run, tmp_path, "--steps", "N/2,N,4N", "--check-repeated"))
     assert "largest difference of a score 0\n" in shown
-    found = read_csv(tmp_path / "out" / "steps.csv")[0][NAME]
+    found = read_csv(tmp_path / "out" / "steps.csv")["run"].scores[NAME]
     quality = {one.step: one.scores["PQ"] for one in found}
     assert quality[TRAINED] == pytest.approx(100)
     assert quality[1] < 99.9
@@ -88,12 +87,12 @@ def test_scores_at_every_step_are_those_of_an_evaluation_for_each(run, tool, tmp
 
 @once
 def test_scores_that_differ_end_in_an_error(run, tool, tmp_path, monkeypatch, capsys):
-    evaluate = analysis_steps.evaluate_at_each
+    evaluate = command.evaluate_at_each
 
     def wrong(*arguments: object) -> list[dict]:
         return [{**scores, "PQ": scores["PQ"] - 0.02} for scores in evaluate(*arguments)]
 
-    monkeypatch.setattr(analysis_steps, "evaluate_at_each", wrong)
+    monkeypatch.setattr(command, "evaluate_at_each", wrong)
     with pytest.raises(SystemExit) as end:
         tool(*of_steps(run, tmp_path, "--steps", "N", "--check-repeated"))
     assert f"{NAME}: scores of one pass differ" in end.value.code
@@ -116,7 +115,7 @@ def test_only_rounding_may_differ(one, other, alike):
 
 
 def test_a_verdict_is_about_images_as_training_scores_them(run, tool, tmp_path):
-    shown = tool("stability.py", run, "--output", tmp_path, "--samples", 4)
+    shown = tool("analyze.py", "stability", run, "--output", tmp_path, "--samples", 4)
     scores = json.loads((tmp_path / "stability.json").read_text())["scores"]
     assert scores[str(TRAINED)] == pytest.approx(100)
     assert f"PQ 100.0 -> {scores[str(4 * TRAINED)]:.1f} at 4N" in shown
@@ -124,7 +123,7 @@ def test_a_verdict_is_about_images_as_training_scores_them(run, tool, tmp_path):
 
 @once
 def test_stopping_early_is_measured_on_some_of_the_images(run, tool, tmp_path):
-    shown = tool("early_stopping.py", run, "--batches", 3, "--output", tmp_path)
+    shown = tool("analyze.py", "stopping", run, "--batches", 3, "--output", tmp_path)
     lines = shown.splitlines()
     assert lines[2].startswith("| all steps | 2.0 | 1.00") and "| 100.00 | 100.00 |" in lines[2]
     assert lines[-1] == f"Of the first 3 of {IMAGES} batches alone."
@@ -132,7 +131,7 @@ def test_stopping_early_is_measured_on_some_of_the_images(run, tool, tmp_path):
 
 
 def test_the_page_has_the_scores_of_every_step(run, tool, tmp_path):
-    tool("report.py", run, "--output", tmp_path / "page.html", "--images", IMAGES)
+    tool("analyze.py", "page", run, "--output", tmp_path / "page.html", "--images", IMAGES)
     images = json.loads((tmp_path / "page.json").read_text())["images"]
     assert len(images) == IMAGES
     assert [image["score"][0][TRAINED - 1] for image in images] == pytest.approx([100] * IMAGES)
@@ -140,8 +139,7 @@ def test_the_page_has_the_scores_of_every_step(run, tool, tmp_path):
 
 
 def test_the_demo_draws_image_answer_and_truth(run, tool, tmp_path):
-    common = ("--output", tmp_path, "MODEL.WEIGHTS", run / "model_final.pth")
-    tool("demo.py", "--config-file", run / "config.yaml", "--count", 2, *common)
+    tool("demo.py", run, "--count", 2, "--output", tmp_path)
     metadata = MetadataCatalog.get(NAME)
     images = json.loads(Path(metadata.panoptic_json).read_text())["images"][:2]
     pictures = {path.stem: Image.open(path).size for path in tmp_path.iterdir()}
@@ -169,15 +167,13 @@ def test_string_ids_and_images_of_one_name_are_told_apart(run, tool, tmp_path):
     written.write(content)
     with registered("test_tools_strings", written.arguments()):
         common = ("--dataset", "test_tools_strings", "--output")
-        tool("report.py", run, *common, tmp_path / "page.html", "--steps", "N")
+        tool("analyze.py", "page", run, *common, tmp_path / "page.html", "--steps", "N")
         images = json.loads((tmp_path / "page.json").read_text())["images"]
         assert [image["name"] for image in images] == ["same", "same_2", "same_3", "same_4"]
         assert [image["score"] for image in images] == [[[pytest.approx(100)]]] * IMAGES
-        shown = tool("early_stopping.py", run, *common, tmp_path, "--batches", 2)
+        shown = tool("analyze.py", "stopping", run, *common, tmp_path, "--batches", 2)
         assert "| 100.00 | 100.00 |" in shown.splitlines()[2]
-        of_data = ("DATASETS.TEST", "('test_tools_strings',)")
-        weights = ("MODEL.WEIGHTS", run / "model_final.pth", *of_data)
-        tool("demo.py", "--config-file", run / "config.yaml", "--output", tmp_path / "o", *weights)
+        tool("demo.py", run, *common, tmp_path / "o")
     pictures = sorted((tmp_path / "o").iterdir())
     assert [path.name for path in pictures] == [
         "same.png",
@@ -206,15 +202,10 @@ def test_photographs_come_one_by_one_and_contours_in_batches(run):
 
 
 @once
-def test_tools_refuse_batches_of_photographs(run, tool, tmp_path, capsys):
-    for command in (
-        ("stability.py", run),
-        ("state_space.py", run),
-        ("early_stopping.py", run),
-        of_steps(run, tmp_path),
-    ):
+def test_commands_refuse_batches_of_photographs(run, tool, capsys):
+    for name in ("stability", "states", "stopping", "steps"):
         with pytest.raises(SystemExit):
-            tool(command[0], "--batch-size", 4, *command[1:])
+            tool("analyze.py", name, run, "--batch-size", 4)
         assert "come one by one" in capsys.readouterr().err
 
 

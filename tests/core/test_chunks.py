@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crbp_d2.analysis.memory import bytes_saved_by
+from benchmarks.memory import bytes_saved_by
 from crbp_d2.core import (
     ConfigurationError,
     HGRUCell,

@@ -20,10 +20,31 @@ def test_the_table_of_keys_is_that_of_the_code():
     assert (ROOT / "docs" / "config.md").read_text() == markdown()
 
 
-def test_files_that_the_readme_links_to_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
-    assert links
-    missing = [link for link in links if not (ROOT / link).exists()]
+PAGES = sorted(
+    path
+    for folder, pattern in ((ROOT, "*.md"), (ROOT / "docs", "**/*.md"), (ROOT, "*/README.md"))
+    for path in folder.glob(pattern)
+    if "_build" not in path.parts
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_page_links_to_exist(page):
+    links = re.findall(r"\]\((?![a-z]+:)([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    if page == ROOT / "README.md":
+        assert len(links) > 10
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_of_the_project_that_a_page_names_exist(page):
+    named = re.findall(
+        r"(?<![\w/.])((?:benchmarks|configs|crbp_d2|datasets|docs|scripts|tests|tools)/[\w./-]+"
+        r"\.(?:md|py|txt|yaml))\b",
+        page.read_text(),
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
 
 

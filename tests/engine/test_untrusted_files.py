@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from crbp_d2.analysis.commands import COMMANDS
 from tests.analysis.page_runs import SMALLER, write_run
 from tests.modeling.conftest import CONFIGS
 
@@ -74,31 +75,25 @@ WEIGHTS = {
 CONFIG = "OUTPUT_DIR: !!python/object/apply:os.mkdir [{canary}]\n"
 # How each tool is given config and weights, or a run's folder. The others read no such file.
 BY_CONFIG = {
-    "benchmark_data.py": lambda f: ["--config-file", f.config, "--batches", 1, "--rounds", 1],
-    "demo.py": lambda f: [
-        *["--config-file", f.config, "--count", 1, "--output", f.folder / "out"],
-        *["MODEL.WEIGHTS", f.weights],
-    ],
-    "eval_steps.py": lambda f: ["--config-file", f.config, "MODEL.WEIGHTS", f.weights],
+    "benchmark.py data": lambda f: [f.config, "--batches", 1, "--rounds", 1],
     "train_net.py": lambda f: [
         *["--config-file", f.config, *f.flags, "MODEL.WEIGHTS", f.weights],
         *["SOLVER.MAX_ITER", 1, "TEST.PICTURES", 0],
     ],
 }
 BY_RUN = {
-    "compare_estimators.py": lambda f: ["--run", f.run, "--rounds", 1],
-    "early_stopping.py": lambda f: [f.run, "--batches", 1],
-    "plot_curves.py": lambda f: [f.run],
-    "report.py": lambda f: [f.run, "--output", f.folder / "report.html"],
-    "stability.py": lambda f: [f.run],
-    "state_space.py": lambda f: [f.run],
+    "analyze.py curves": lambda f: [f.run],
+    "analyze.py page": lambda f: [f.run, "--output", f.folder / "page.html"],
+    "analyze.py stability": lambda f: [f.run],
+    "analyze.py states": lambda f: [f.run],
+    "analyze.py steps": lambda f: [f.run],
+    "analyze.py stopping": lambda f: [f.run, "--batches", 1],
+    "benchmark.py gradients": lambda f: [f.run, "--rounds", 1],
+    "demo.py": lambda f: [f.run, "--count", 1, "--output", f.folder / "out"],
 }
-NEITHER = {
-    "benchmark.py",
-    "benchmark_pathfinder.py",
-    "compare_pathfinder.py",
-    "pathfinder_sheet.py",
-}
+LOADING = sorted(BY_RUN.keys() - {"analyze.py curves"})
+# `compare.py` trains from configs of its user's own, named in a file of his own.
+NEITHER = {"benchmark.py", "compare.py"}
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +132,12 @@ def refusal(files, monkeypatch, capsys):
     """What a tool says, in one line, when it ends with an error; nothing may have been run."""
     known = _handlers()
 
-    def call(tool: str) -> str:
-        command = {**BY_CONFIG, **BY_RUN}[tool](files)
-        monkeypatch.setattr(sys, "argv", [tool, *map(str, command)])
+    def call(tool: str, *more: object) -> str:
+        name, *command = tool.split()
+        command += [*{**BY_CONFIG, **BY_RUN}[tool](files), *more]
+        monkeypatch.setattr(sys, "argv", [name, *map(str, command)])
         with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOLS / tool), run_name="__main__")
+            runpy.run_path(str(TOOLS / name), run_name="__main__")
         assert not files.canary.exists()
         assert ended.value.code not in (0, None)
         said = capsys.readouterr().err if isinstance(ended.value.code, int) else ended.value.code
@@ -157,7 +153,9 @@ def refusal(files, monkeypatch, capsys):
 
 
 def test_every_tool_is_known_to_read_models_or_not():
-    assert {path.name for path in TOOLS.glob("*.py")} == {*BY_CONFIG, *BY_RUN} | NEITHER
+    known = {tool.split()[0] for tool in (*BY_CONFIG, *BY_RUN)}
+    assert {path.name for path in TOOLS.glob("*.py")} == known | NEITHER
+    assert {f"analyze.py {name}" for name in COMMANDS} <= BY_RUN.keys()
 
 
 @pytest.mark.parametrize("attack", WEIGHTS)
@@ -177,12 +175,13 @@ def test_the_attacks_work_where_a_file_is_trusted(attack, tmp_path):
 
 
 @pytest.mark.parametrize("attack", WEIGHTS)
-@pytest.mark.parametrize("tool", ["demo.py", "eval_steps.py", "train_net.py"])
+@pytest.mark.parametrize("tool", ["demo.py", "analyze.py steps", "train_net.py"])
 def test_weights_are_read_without_running_them(tool, attack, files, refusal):
     name, write = WEIGHTS[attack]
     files.weights = files.folder / name
     write(Attack(files.canary), files.weights)
-    assert f"MODEL.WEIGHTS {files.weights}: " in refusal(tool)
+    more = () if tool == "train_net.py" else ("--opts", "MODEL.WEIGHTS", files.weights)
+    assert f"MODEL.WEIGHTS {files.weights}: " in refusal(tool, *more)
 
 
 @pytest.mark.parametrize("attack", ["a tensor's place", "a pickle", "a zoo's file"])
@@ -194,14 +193,14 @@ def test_weights_to_start_from_are_read_without_running_them(attack, files, refu
 
 
 @pytest.mark.parametrize("attack", ["a tensor's place", "the old format", "a pickle"])
-@pytest.mark.parametrize("tool", sorted(BY_RUN.keys() - {"plot_curves.py"}))
+@pytest.mark.parametrize("tool", LOADING)
 def test_the_weights_of_a_run_are_read_without_running_them(tool, attack, files, refusal):
     WEIGHTS[attack][1](Attack(files.canary), files.weights)
     assert f"MODEL.WEIGHTS {files.weights}: " in refusal(tool)
 
 
 @pytest.mark.parametrize("attack", ["a tensor's place", "a zoo's file", "another ending"])
-@pytest.mark.parametrize("tool", sorted(BY_RUN.keys() - {"plot_curves.py"}))
+@pytest.mark.parametrize("tool", LOADING)
 def test_the_last_checkpoint_of_a_run_is_read_without_running_it(tool, attack, files, refusal):
     name, write = WEIGHTS[attack]
     files.weights.unlink()
@@ -239,7 +238,7 @@ def test_configs_are_read_without_running_them(tool, form, files, refusal):
     assert "python/object/apply:os.mkdir" in refusal(tool)
 
 
-@pytest.mark.parametrize("tool", sorted({**BY_CONFIG, **BY_RUN}.keys() - {"plot_curves.py"}))
+@pytest.mark.parametrize("tool", [*BY_CONFIG, *LOADING])
 def test_proposals_are_not_read_as_they_are_pickles(tool, files, refusal):
     proposals = files.folder / "proposals.pkl"
     _pickled(Attack(files.canary), proposals)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import subprocess
 import sys
 
@@ -14,8 +13,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from fvcore.nn import sigmoid_focal_loss
 
+from crbp_d2.analysis.comparison import read_comparison
 from crbp_d2.analysis.outputs import find_recurrence
-from crbp_d2.analysis.pathfinder_runs import CONTENDERS
 from crbp_d2.analysis.stability import radius_after
 from crbp_d2.analysis.steps import CONTOUR, evaluate_steps, parse_steps, step_evaluators
 from crbp_d2.core import ConfigurationError
@@ -24,8 +23,10 @@ from crbp_d2.evaluation.pathfinder import PathfinderEvaluator
 from crbp_d2.modeling import GaborStem
 from crbp_d2.modeling.sem_seg_head import focal_loss
 from crbp_d2.modeling.stem import gabor_bank
+from tests.analysis.page_runs import write_run
 from tests.modeling.conftest import CONFIGS
 
+COMPARED = read_comparison(CONFIGS.parent / "benchmarks" / "pathfinder_tiny.yaml")
 SMALLER = ("CRBP.CELL.CHANNELS", 4, "CRBP.CELL.KERNEL_SIZE", 3)
 
 
@@ -87,9 +88,10 @@ def test_the_stem_starts_as_gabor_filters_and_squares():
     assert all(p.requires_grad for p in stem.parameters())
 
 
-@pytest.mark.parametrize("label", CONTENDERS)
+@pytest.mark.parametrize("label", COMPARED.arms)
 def test_quick_configs_step_with_every_algorithm(label, load_config):
-    config, overrides = CONTENDERS[label]
+    arm = COMPARED.arms[label]
+    config, overrides = arm.config.relative_to(arm.config.parents[1]), arm.opts
     torch.manual_seed(0)
     # Without a schedule, as with one the penalties begin later.
     cfg = load_config(config, *SMALLER, *overrides, "CRBP.PENALTY.SCHEDULE", ())
@@ -242,26 +244,18 @@ def test_other_steps_are_refused(text):
         parse_steps(text, 20)
 
 
-def test_one_command_evaluates_steps_and_data_sets(tmp_path, load_config):
+def test_one_command_evaluates_steps_and_data_sets(tmp_path):
     overrides = (*SMALLER, "CRBP.SOLVER.STEPS", 2, "CRBP.SOLVER.SPREAD", 0)
-    torch.save(
-        {"model": build_model(load_config("quick/pathfinder_crbp.yaml", *overrides)).state_dict()},
-        tmp_path / "model.pth",
-    )
+    run = write_run(tmp_path / "run", "quick/pathfinder_crbp.yaml", *overrides)
+    names = ("pathfinder_tiny_val", "pathfinder_small_val")
     command = [
-        sys.executable, CONFIGS.parent / "tools" / "eval_steps.py",
-        "--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml", "--steps", "N,2N",
-        *overrides, "MODEL.WEIGHTS", tmp_path / "model.pth", "OUTPUT_DIR", tmp_path,
-        "DATASETS.TEST", "('pathfinder_tiny_val', 'pathfinder_small_val')",
+        sys.executable, CONFIGS.parent / "tools" / "analyze.py", "steps", run,
+        "--steps", "N,2N", "--dataset", *names,
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = list(csv.DictReader((tmp_path / "steps.csv").open()))
+    lines = list(csv.DictReader((run / "steps.csv").open()))
     assert [(line["data set"], line["step"]) for line in lines] == [
-        (name, step) for name in ("pathfinder_tiny_val", "pathfinder_small_val") for step in "24"
+        (name, step) for name in names for step in "24"
     ]
     assert all(0 <= float(line["F1"]) <= 1 for line in lines)
-    wrong = [*map(str, command[:-2]), "DATASETS.TEST", "()"]
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
-    done = subprocess.run(wrong, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 2 and "DATASETS.TEST names no data set" in done.stderr

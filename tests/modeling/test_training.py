@@ -141,8 +141,8 @@ def test_a_run_goes_on_exactly_where_it_was_interrupted(shapes, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--config-file", "absent.yaml"), "--config-file absent.yaml: no such file"),
-        ((), "--config-file (none given): no such file"),
+        (("--config-file", "absent.yaml"), "config file absent.yaml: no such file"),
+        ((), "config file (none given): no such file"),
         (
             (
                 *("--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml"),

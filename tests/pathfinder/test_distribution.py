@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crbp_d2.data.pathfinder.benchmark import (
+from benchmarks.generator import (
     AUTHORS_LOGS,
     PUBLIC_GENERATOR,
     machine,

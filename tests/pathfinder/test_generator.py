@@ -6,6 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import math
+import runpy
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +20,7 @@ from crbp_d2.data.pathfinder import TINY, PathfinderConfig, contact_sheet, gener
 from crbp_d2.data.pathfinder.draw import reduce_bicubic
 from crbp_d2.data.pathfinder.growth import turn_table
 
+SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_pathfinder.py"
 PRESETS = ["14@300", "25@300", "6@300", "14@150", "9@450", "small", "tiny"]
 
 
@@ -222,6 +226,35 @@ def test_contact_sheet_shows_three_tiles_an_image():
     sheet = contact_sheet(TINY, seed=0, count=2)
     assert sheet.shape == (3 * (280 + 8), 2 * (280 + 8), 3)
     assert np.array_equal(sheet, contact_sheet(TINY, seed=0, count=2))
+
+
+def _prepare(monkeypatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_a_contact_sheet_needs_no_images_on_disk(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "new" / "tiny.png"
+    _prepare(monkeypatch, "--preset", "tiny", "--seed", "3", "--sheet", path)
+    assert capsys.readouterr().out == f"{path}\n"
+    assert np.array_equal(cv2.imread(str(path)), contact_sheet(TINY, seed=3))
+    assert list(tmp_path.rglob("*")) == [path.parent, path]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sheet", "sheet.jpg"], "sheet.jpg: a contact sheet is a PNG; give a name that ends"),
+        (["--sheet", "sheet.png", "--preset", "huge"], "unknown Pathfinder preset 'huge'"),
+        ([], "give --output FOLDER for images, --sheet FILE.png for a contact sheet, or both"),
+    ],
+)
+def test_a_sheet_that_cannot_be_written_is_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        _prepare(monkeypatch, *words)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["huge", "14", "14@", "@300", "14@60", "2@300", "-6@300"])

@@ -59,7 +59,7 @@ def write_page(
     """Run the models and write the page and, with the ending `.json`, the numbers behind it.
 
     Args:
-        runs: of `load_runs`.
+        runs: of `load_recurrent_runs`.
         data_set: what `shared_data_set` says.
         steps: ascending, at least 1.
         images: how many of the first ones, at least 1.
@@ -120,9 +120,7 @@ class _Page:
         self.numbers: Json = {
             "data_set": data_set,
             "score": painter.score,
-            "runs": [
-                {"label": run.label, "trained_steps": run.cfg.CRBP.SOLVER.STEPS} for run in runs
-            ],
+            "runs": [{"label": run.label, "trained_steps": run.trained_steps} for run in runs],
             "steps": list(steps),
             "images": [],
         }

@@ -11,7 +11,7 @@ from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.outputs import find_recurrence, outputs_at
 from crbp_d2.analysis.page.encode import sheet
 from crbp_d2.analysis.page.painters import Painter, Scene
-from crbp_d2.analysis.runs import Run, load_run, require_different_labels, split_label
+from crbp_d2.analysis.runs import Run, load_runs
 from crbp_d2.core import ConfigurationError, NonFiniteError
 from crbp_d2.evaluation.pictures import image_name, unused
 
@@ -57,20 +57,19 @@ class PageImage:
     answers: list[Answers]
 
 
-def load_runs(texts: Sequence[str], data_set: str | None = None) -> list[Run]:
-    """The runs of `FOLDER` or `LABEL=FOLDER`, all with a recurrent circuit.
+def load_recurrent_runs(
+    texts: Sequence[str], overrides: Sequence[Any] = (), *, data_sets: Sequence[str] = ()
+) -> list[Run]:
+    """Runs with a recurrent circuit.
 
     Args:
-        texts: see `load_run`.
-        data_set: in the place of their `DATASETS.TEST`.
+        texts: see `load_run`, as are the others.
 
     Raises:
-        ConfigurationError: two have the same label, one has no recurrence, or see `load_run`.
+        ConfigurationError: one has no recurrence, or see `load_runs`.
     """
-    require_different_labels([split_label(text)[0] for text in texts])
     runs = []
-    for text in texts:
-        run = load_run(text, data_set=data_set)
+    for run in load_runs(texts, overrides, data_sets=data_sets):
         try:
             find_recurrence(run.model)
         except ConfigurationError as error:
@@ -100,7 +99,7 @@ def collect(
     """Run the models on the first images, one image at a time.
 
     Args:
-        runs: of `load_runs`.
+        runs: of `load_recurrent_runs`.
         data_set: a registered data set.
         painter: for it.
         steps: ascending, at least 1.

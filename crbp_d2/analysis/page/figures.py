@@ -14,23 +14,23 @@ FIGURES = {
     "curves.png": (
         "Training curves",
         "Line charts of losses and scores against the iteration of training",
-        "tools/plot_curves.py",
+        "tools/analyze.py curves",
     ),
     "steps.png": (
         "Scores at every step",
         "Line charts of scores over the data set and of the relative change of the state against "
         "the number of steps",
-        "tools/eval_steps.py",
+        "tools/analyze.py steps",
     ),
     "state_space.png": (
         "State space",
         "The path of the state from step to step, projected to two dimensions",
-        "tools/state_space.py",
+        "tools/analyze.py states",
     ),
     "stability.png": (
         "Stability",
         "Charts of how far the state moves and whether it settles",
-        "tools/stability.py",
+        "tools/analyze.py stability",
     ),
 }
 """Name of a file -> title, what it shows, and the command that makes it."""
@@ -77,5 +77,5 @@ def _verdict(path: Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["verdict"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
-            f'{path}: has no line of text "verdict"; make it again with tools/stability.py'
+            f'{path}: has no line of text "verdict"; make it again with tools/analyze.py stability'
         ) from error

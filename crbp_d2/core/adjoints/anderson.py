@@ -34,7 +34,7 @@ class AndersonAdjoint(Equilibrium):
 
     Attributes:
         terms: vector-Jacobian products; 0 gives the one-step gradient. 10 are as near to the exact
-            gradient as a series of 15, and 7 nearly so (docs/benchmarks.md).
+            gradient as a series of 15, and 7 nearly so (docs/results/time.md).
         memory: changes to mix, at least 1; each takes the memory of two states.
         tolerance: a sample is done once its residual is under this fraction of `|g0|`.
         precision: of the products, `full` or `bf16`; see `PlainSteps`.

@@ -151,3 +151,11 @@ def draw(config: PathfinderConfig, target: list[Dash], others: list[Dash]) -> tu
         )
         mask = (smooth > config.resized_mask_threshold * WHITE).astype(np.uint8)
     return image, mask
+
+
+def encoded_png(image: Bytes) -> bytes:
+    """An image, `(H, W)` or `(H, W, 3)` in OpenCV's channel order, as the content of a PNG file."""
+    encoded, content = cv2.imencode(".png", image)
+    if not encoded:
+        raise OSError("OpenCV can't encode PNG files; install an opencv-python-headless wheel")
+    return content.tobytes()

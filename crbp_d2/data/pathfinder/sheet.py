@@ -8,8 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .config import PathfinderConfig, preset
-from .draw import Bytes
+from crbp_d2.data.storage import write_whole
+
+from .config import PathfinderConfig
+from .draw import Bytes, encoded_png
 from .generator import generate
 
 TILE = 300
@@ -67,16 +69,17 @@ def contact_sheet(config: PathfinderConfig, *, seed: int = 0, count: int = 4) ->
     return np.hstack(columns)
 
 
-def write_contact_sheets(
-    folder: str | Path, presets: list[str], *, seed: int = 0, count: int = 4
-) -> list[Path]:
-    """Write `<folder>/pathfinder_<preset>.png` for each preset and return the paths."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name in presets:
-        path = folder / f"pathfinder_{name.replace('@', '_at_')}.png"
-        if not cv2.imwrite(str(path), contact_sheet(preset(name), seed=seed, count=count)):
-            raise OSError(f"{path}: can't be written")
-        paths.append(path)
-    return paths
+def write_contact_sheet(path: str | Path, config: PathfinderConfig, *, seed: int = 0) -> None:
+    """Write a contact sheet of four images, whole or not at all.
+
+    Args:
+        path: of the PNG. Its folder is made if missing.
+
+    Raises:
+        ValueError: the name of the file does not end in .png.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: a contact sheet is a PNG; give a name that ends in .png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, encoded_png(contact_sheet(config, seed=seed)))

@@ -7,7 +7,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -16,7 +15,7 @@ from crbp_d2.data.storage import locked, write_whole
 from crbp_d2.data.validate import DatasetError, read_json
 
 from .config import PathfinderConfig
-from .draw import WHITE, Bytes
+from .draw import WHITE, encoded_png
 from .folder import IMAGES, MASKS
 from .generator import generate
 
@@ -34,20 +33,13 @@ def _relative_path(config: PathfinderConfig, kind: str, index: int) -> Path:
     return Path(contour_name(config), kind, str(batch + 1), f"sample_{sample}.png")
 
 
-def _png(image: Bytes) -> bytes:
-    encoded, content = cv2.imencode(".png", image)
-    if not encoded:
-        raise OSError("OpenCV can't encode PNG files; install an opencv-python-headless wheel")
-    return content.tobytes()
-
-
 def _write_sample(root: Path, config: PathfinderConfig, seed: int, index: int) -> None:
     image, mask, _ = generate(config, seed, index)
     # The image comes last: where there is one, its mask is complete.
     for kind, pixels in ((MASKS, mask * np.uint8(WHITE)), (IMAGES, image)):
         path = root / _relative_path(config, kind, index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, _png(pixels))
+        write_whole(path, encoded_png(pixels))
 
 
 def _check_or_describe(root: Path, config: PathfinderConfig, seed: int) -> None:

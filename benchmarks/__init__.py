@@ -1,0 +1,1 @@
+"""What the project measures of itself; `tools/benchmark.py` runs it."""

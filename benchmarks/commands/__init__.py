@@ -1,0 +1,16 @@
+"""The commands of `tools/benchmark.py`, by name."""
+
+from . import data, generator, gradients
+from .step_time import CONTOUR, HEAD, MODEL
+
+COMMANDS = {
+    "head": HEAD,
+    "model": MODEL,
+    "contour": CONTOUR,
+    "data": data,
+    "generator": generator,
+    "gradients": gradients,
+}
+"""By name. To add one, enter its module here; `crbp_d2.engine.Command` says what that has."""
+
+__all__ = ["COMMANDS"]

@@ -1,0 +1,64 @@
+"""Does a trained model settle, and does its answer stay? One verdict, with the numbers behind it.
+
+Writes stability.json, .png and .pdf.
+
+example:
+  tools/analyze.py stability outputs/pathfinder_tiny_crbp
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import islice
+
+from tqdm import tqdm
+
+from crbp_d2.analysis.batches import scoring_batches
+from crbp_d2.analysis.commands.arguments import (
+    add_scoring,
+    at_least_one,
+    chosen,
+    own_folder,
+)
+from crbp_d2.analysis.runs import load_runs
+from crbp_d2.analysis.stability import measure_dynamics, write_report
+from crbp_d2.analysis.steps import evaluate_steps, scale_of, step_evaluators
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `crbp_d2.engine.Command`."""
+    add_scoring(parser)
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        default=32,
+        help="images or RoIs for the dynamics (default: 32)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See `crbp_d2.engine.Command`."""
+    at_least_one("--samples", arguments.samples)
+    for one in load_runs(arguments.runs, arguments.opts, data_sets=chosen(arguments.dataset)):
+        loader = scoring_batches(one.cfg, one.data_set, arguments.batch_size)
+        dynamics = measure_dynamics(
+            one.model,
+            tqdm(islice(loader, arguments.samples), f"{one.label}, dynamics"),
+            trained_steps=one.trained_steps,
+            samples=arguments.samples,
+            bound=one.cfg.CRBP.PENALTY.LCP.BOUND,
+        )
+        steps = [one.trained_steps, 2 * one.trained_steps, 4 * one.trained_steps]
+        evaluators = step_evaluators(one.data_set)
+        found = evaluate_steps(one.model, tqdm(loader, f"{one.label}, scores"), steps, evaluators)
+        score = next(iter(found[0].scores))
+        line = write_report(
+            own_folder(arguments, one),
+            dynamics,
+            {entry.step: entry.scores[score] for entry in found},
+            score,
+            scale_of(score),
+        )
+        sys.stdout.write(f"{one.label}: {line}\n" if len(arguments.runs) > 1 else f"{line}\n")

@@ -1,0 +1,325 @@
+"""Arms of a comparison, each a config and overrides, trained over several seeds for one table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from torch import nn
+
+from crbp_d2.analysis.batches import scoring_batches
+from crbp_d2.analysis.outputs import Batch, find_recurrence
+from crbp_d2.analysis.stability import radius_after
+from crbp_d2.analysis.steps import (
+    CONTOUR,
+    PANOPTIC,
+    evaluate_steps,
+    scale_of,
+    scores_of,
+    step_evaluators,
+)
+from crbp_d2.config import read_config
+from crbp_d2.core import ConfigurationError, Recurrence
+from crbp_d2.core.errors import did_you_mean
+from crbp_d2.data import ensure_prepared
+from crbp_d2.data.storage import write_json
+
+RADIUS_SAMPLES = 8
+"""Images or RoIs whose spectral radius is taken."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the table.
+
+    Attributes:
+        label: its name.
+        config: file.
+        overrides: key of the config -> value.
+    """
+
+    label: str
+    config: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def opts(self) -> list[Any]:
+        """The overrides as `KEY VALUE ...`."""
+        return [word for pair in self.overrides.items() for word in pair]
+
+    def folder(self, output: Path, seed: int) -> Path:
+        """The `OUTPUT_DIR` of its training with a seed, below that of the comparison."""
+        name = "".join(letter if letter.isalnum() else "_" for letter in self.label)
+        return output / f"{name}_{seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        data: the data set that all models are scored on.
+        score: which of their scores the table shows, of `CONTOUR` or `PANOPTIC`.
+        arms: by label.
+    """
+
+    data: str
+    score: str
+    arms: Mapping[str, Arm]
+
+    def chosen(self, labels: Sequence[str] | None) -> list[Arm]:
+        """Some of the arms, or all, in the order of the file.
+
+        Raises:
+            ConfigurationError: there is none of such a label.
+        """
+        for label in labels or ():
+            if label not in self.arms:
+                raise ConfigurationError(
+                    f"there is no arm {label!r}; choose from {', '.join(map(repr, self.arms))}"
+                )
+        return [arm for label, arm in self.arms.items() if not labels or label in labels]
+
+
+def read_comparison(path: Path) -> Comparison:
+    """The comparison that a YAML file describes: see `benchmarks/pathfinder_tiny.yaml`.
+
+    Its keys are `data`, `score` and `arms`; an arm has a `config`, whose path begins at the folder
+    of the file, and may `set` keys of it.
+
+    Raises:
+        ConfigurationError: there is no such file, it has another form, or a config or a key of one
+            is unknown.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path}: can't be read as YAML ({error})") from error
+    _require_keys(content, {"data": str, "score": str, "arms": dict}, str(path))
+    if content["score"] not in CONTOUR + PANOPTIC:
+        raise ConfigurationError(
+            f"{path}: score {content['score']!r} is none of {', '.join(CONTOUR + PANOPTIC)}"
+        )
+    arms = {}
+    for label, entry in content["arms"].items():
+        place = f"{path}, arm {label!r}"
+        _require_keys(entry, {"config": str}, place, optional={"set": dict})
+        arm = Arm(str(label), path.parent / entry["config"], entry.get("set", {}))
+        try:
+            read_config(str(arm.config), arm.opts)
+        except (ConfigurationError, KeyError) as error:
+            raise ConfigurationError(f"{place}: {error.args[0]}") from error
+        arms[arm.label] = arm
+    return Comparison(content["data"], content["score"], arms)
+
+
+def _require_keys(
+    content: Any, needed: Mapping[str, type], place: str, optional: Mapping[str, type] | None = None
+) -> None:
+    allowed = {**needed, **(optional or {})}
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{place}: must have the keys {', '.join(allowed)}")
+    for key in content:
+        if key not in allowed:
+            raise ConfigurationError(
+                f"{place}: unknown key {key!r}; {did_you_mean(str(key), allowed) or 'remove it'}"
+            )
+    for key, kind in allowed.items():
+        if key in needed and key not in content:
+            raise ConfigurationError(f"{place}: lacks the key {key!r}; add it")
+        if not isinstance(content.get(key, kind()), kind):
+            raise ConfigurationError(
+                f"{place}: {key} is {content[key]!r}, must be a "
+                f"{'string' if kind is str else 'mapping'}"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained model.
+
+    Attributes:
+        label: of its arm.
+        seed: of weights and data order.
+        settings: config and overrides of its arm.
+        minutes: of one core that training took; other work on the machine doesn't count.
+        scores: name -> score at T/2, T, 2T and 4T steps; of a model without recurrence four times
+            the same.
+        change: relative change of the state in the last step of T and of 4T.
+        radius: median and largest spectral radius at T, over `RADIUS_SAMPLES`.
+    """
+
+    label: str
+    seed: int
+    settings: dict[str, Any]
+    minutes: float
+    scores: dict[str, list[float]]
+    change: list[float] | None
+    radius: list[float] | None
+
+
+def train_one(data: str, arm: Arm, seed: int, folder: Path) -> Outcome:
+    """Train and measure one model on one core; read from `folder` if that was done before.
+
+    Args:
+        data: the data set to score on.
+        arm: what to train.
+        seed: of weights and data order.
+        folder: `OUTPUT_DIR`.
+
+    Raises:
+        ConfigurationError: what the folder holds was trained otherwise.
+    """
+    # Detectron2's engine is imported in the process that trains.
+    from crbp_d2.engine import Trainer, argument_parser, save_config, setup
+
+    result = folder / "outcome.json"
+    settings = {"config": arm.config.name, "set": dict(arm.overrides), "data": data}
+    if result.is_file():
+        return _read_outcome(result, settings)
+    torch.set_num_threads(1)
+    common = ("OUTPUT_DIR", folder, "SEED", seed, "DATASETS.TEST", "()")
+    cfg = setup(
+        argument_parser().parse_args(
+            ["--config-file", str(arm.config), *map(str, (*arm.opts, *common))]
+        )
+    )
+    ensure_prepared(data)
+    trainer = Trainer(cfg)
+    save_config(cfg)
+    begin = time.process_time()
+    trainer.train()
+    minutes = (time.process_time() - begin) / 60
+    model = trainer.model.eval()
+    measured = measure(model, scoring_batches(cfg, data), data, cfg.CRBP.SOLVER.STEPS)
+    outcome = Outcome(arm.label, seed, settings, minutes, *measured)
+    write_json(result, asdict(outcome))
+    return outcome
+
+
+def _read_outcome(path: Path, settings: Mapping[str, Any]) -> Outcome:
+    try:
+        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path}: not the outcome of a comparison ({error}); remove it, or name another "
+            "--output"
+        ) from error
+    if outcome.settings != json.loads(json.dumps(settings)):
+        raise ConfigurationError(
+            f"{path}: was trained with {outcome.settings}, but the arm is {settings} now; remove "
+            "the folder, or name another --output"
+        )
+    return outcome
+
+
+def measure(
+    model: nn.Module, loader: Iterable[Batch], data: str, steps: int
+) -> tuple[dict[str, list[float]], list[float] | None, list[float] | None]:
+    """Scores, change and radius as `Outcome` has them, of a model trained for `steps` steps."""
+    evaluators = step_evaluators(data)
+    if not any(isinstance(module, Recurrence) for module in model.modules()):
+        scores = _scores(model, loader, evaluators)
+        return {name: [value] * 4 for name, value in scores.items()}, None, None
+    # By their position, as T/2 and T are the same step where T is 1.
+    wanted = [max(steps // 2, 1), steps, 2 * steps, 4 * steps]
+    found = {one.step: one for one in evaluate_steps(model, loader, wanted, evaluators)}
+    radius = _radius(model, loader, steps)
+    return (
+        {name: [found[step].scores[name] for step in wanted] for name in found[steps].scores},
+        [found[steps].change, found[4 * steps].change],
+        [float(radius.median()), float(radius.max())] if len(radius) else [math.nan, math.nan],
+    )
+
+
+def _scores(
+    model: nn.Module, loader: Iterable[Batch], evaluators: Sequence[DatasetEvaluator]
+) -> dict[str, float]:
+    evaluator = DatasetEvaluators(evaluators)
+    evaluator.reset()
+    for batch in loader:
+        with torch.no_grad():
+            evaluator.process(batch, model(batch))
+    return scores_of(evaluator.evaluate())
+
+
+def _radius(model: nn.Module, loader: Iterable[Batch], steps: int) -> torch.Tensor:
+    """Of the first samples, `(RADIUS_SAMPLES,)` or fewer."""
+    find_recurrence(model)
+    found = torch.empty(0)
+    for batch in loader:
+        if len(found) >= RADIUS_SAMPLES:
+            break
+        found = torch.cat([found, radius_after(model, batch[:RADIUS_SAMPLES], steps=steps).cpu()])
+    return found[:RADIUS_SAMPLES]
+
+
+def train_all(
+    comparison: Comparison,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    output: Path,
+    *,
+    jobs: int,
+) -> Iterator[Outcome]:
+    """Outcomes as they come, of all arms with all seeds, `jobs` models at a time.
+
+    Those that the folder `output` has are not trained again, so an interrupted call can be
+    repeated.
+    """
+    runs = [
+        (comparison.data, arm, seed, arm.folder(output, seed)) for seed in seeds for arm in arms
+    ]
+    # A process of its own for each model, as its log belongs to the process.
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+        yield from pool.imap_unordered(_train_one, runs, chunksize=1)
+
+
+def _train_one(run: tuple[str, Arm, int, Path]) -> Outcome:
+    # What several say at a time nobody can read: each has it in its log.txt.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return train_one(*run)
+
+
+def markdown(comparison: Comparison, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """One line an arm: medians over the seeds, with the range of the score at T."""
+    score = comparison.score
+    yield (
+        f"| arm | {score} at T/2 | {score} at T (min-max) | 2T | 4T | change at T | at 4T "
+        "| radius at T, median / max | minutes | seeds |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    form = ".3f" if scale_of(score) == 1 else ".1f"
+    for label in comparison.arms:
+        runs = [outcome for outcome in outcomes if outcome.label == label]
+        if not runs:
+            continue
+        of_seeds = [run.scores[score] for run in runs]
+        medians = [statistics.median(values) for values in zip(*of_seeds, strict=True)]
+        at_t = [values[1] for values in of_seeds]
+        spread = f" ({min(at_t):{form}}-{max(at_t):{form}})"
+        cells = [f"{value:{form}}{spread if i == 1 else ''}" for i, value in enumerate(medians)]
+        cells += [_median(runs, "change", 0, ".4f"), _median(runs, "change", 1, ".5f")]
+        cells.append(f"{_median(runs, 'radius', 0, '.2f')} / {_median(runs, 'radius', 1, '.2f')}")
+        cells.append(f"{statistics.median(run.minutes for run in runs):.1f}")
+        cells.append(", ".join(str(run.seed) for run in sorted(runs, key=lambda run: run.seed)))
+        yield f"| {label} | " + " | ".join(cells) + " |"
+
+
+def _median(runs: Sequence[Outcome], name: str, position: int, form: str) -> str:
+    values = [getattr(run, name) for run in runs]
+    if any(value is None for value in values):
+        return "-"
+    return format(statistics.median(value[position] for value in values), form)

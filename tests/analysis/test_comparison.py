@@ -1,0 +1,158 @@
+"""Arms of a comparison: their file, their trainings, and the table."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crbp_d2.analysis.comparison import (
+    Comparison,
+    Outcome,
+    markdown,
+    read_comparison,
+    train_all,
+    train_one,
+)
+from crbp_d2.core import ConfigurationError
+from tests.analysis.page_runs import SMALLER
+from tests.data.panoptic_data import write_panoptic
+from tests.modeling.conftest import CONFIGS
+
+QUICK = CONFIGS / "quick"
+SHORT = {
+    **dict(zip(SMALLER[::2], SMALLER[1::2], strict=True)),
+    **{"SOLVER.MAX_ITER": 2, "SOLVER.STEPS": (1,), "SOLVER.IMS_PER_BATCH": 2},
+    **{"DATALOADER.NUM_WORKERS": 0, "CRBP.SOLVER.STEPS": 2},
+}
+
+
+def write(path: Path, arms: dict, **others: object) -> Path:
+    content = {"data": "pathfinder_tiny_val", "score": "F1", "arms": arms, **others}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def arm(config: str, **more: object) -> dict:
+    settings = {key: list(v) if isinstance(v, tuple) else v for key, v in {**SHORT, **more}.items()}
+    return {"config": str(QUICK / config), "set": settings}
+
+
+def test_the_comparison_of_the_documentation_is_whole():
+    found = read_comparison(CONFIGS.parent / "benchmarks" / "pathfinder_tiny.yaml")
+    assert (found.data, found.score, len(found.arms)) == ("pathfinder_tiny_val", "F1", 16)
+    assert found.arms["rbp"].opts == ["CRBP.ALGORITHM", "rbp"]
+    assert [one.label for one in found.chosen(["rbp", "bptt"])] == ["bptt", "rbp"]
+    assert len(found.chosen(None)) == 16
+    with pytest.raises(ConfigurationError, match=r"no arm 'bpt'; choose from 'bptt', "):
+        found.chosen(["bptt", "bpt"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": "F1"}, "unknown key 'scores'; did you mean score"),
+        ({"score": "AP"}, "score 'AP' is none of F1, "),
+        ({"arms": ["a"]}, "arms is .* must be a mapping"),
+        ({"arms": {"a": {}}}, "arm 'a': lacks the key 'config'"),
+        ({"arms": {"a": {"config": "absent.yaml"}}}, "arm 'a': .*absent.yaml"),
+        ({"arms": {"a": {"config": "c.yaml", "sets": {}}}}, "'sets'; did you mean set"),
+        (
+            {"arms": {"a": arm("pathfinder_crbp.yaml", **{"CRBP.SOLVER.STEP": 3})}},
+            "arm 'a': .*CRBP.SOLVER.STEP.*did you mean",
+        ),
+    ],
+)
+def test_a_mistake_in_the_file_is_named_before_anything_is_trained(change, message, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"_BASE_: {QUICK / 'pathfinder_crbp.yaml'}\n")
+    file = write(tmp_path / "arms.yaml", **{"arms": {"a": {"config": "c.yaml"}}, **change})
+    with pytest.raises(ConfigurationError, match=message) as found:
+        read_comparison(file)
+    assert str(file) in str(found.value)
+
+
+def test_what_is_no_comparison_is_named(tmp_path):
+    for content in ("[1]", "a: [", "data: x\n"):
+        (tmp_path / "arms.yaml").write_text(content)
+        with pytest.raises(ConfigurationError, match=r"arms\.yaml: "):
+            read_comparison(tmp_path / "arms.yaml")
+    with pytest.raises(ConfigurationError, match=r"absent\.yaml: can't be read"):
+        read_comparison(tmp_path / "absent.yaml")
+
+
+def outcome(seed: int, f1: list[float], **more: object) -> Outcome:
+    usual = {"change": [0.1, 0.01], "radius": [0.9, 1.1], "settings": {}, "minutes": 2.0}
+    return Outcome(label="a", seed=seed, scores={"F1": f1}, **{**usual, **more})
+
+
+def test_the_table_has_medians_and_the_range_at_t():
+    comparison = Comparison("d", "F1", {"a": None, "b": None})
+    runs = [
+        outcome(2, [0.5, 0.9, 0.8, 0.7]),
+        outcome(1, [0.6, 0.7, 0.9, 0.1]),
+        outcome(3, [0.1, 0.8, 0.7, 0.4], radius=[0.8, 1.3]),
+    ]
+    head, rule, line = markdown(comparison, runs)
+    assert head.startswith("| arm | F1 at T/2 | F1 at T (min-max) |")
+    assert rule.count("|") == head.count("|") == line.count("|")
+    assert line == (
+        "| a | 0.500 | 0.800 (0.700-0.900) | 0.800 | 0.400 | 0.1000 | 0.01000 | 0.90 / 1.10 | 2.0 "
+        "| 1, 2, 3 |"
+    )
+    _, _, line = markdown(comparison, [outcome(1, [0.5] * 4, change=None, radius=None)])
+    assert "| - | - | - / - |" in line
+
+
+@pytest.mark.slow
+def test_arms_are_trained_once_and_an_interrupted_call_goes_on(tmp_path):
+    arms = {
+        "C-RBP, few": arm("pathfinder_crbp.yaml"),
+        "feed-forward": arm("pathfinder_feedforward.yaml"),
+    }
+    file, output = write(tmp_path / "arms.yaml", arms), tmp_path / "out"
+    comparison = read_comparison(file)
+    (first,) = train_all(comparison, comparison.chosen(["feed-forward"]), [7], output, jobs=1)
+    assert first.change is None and len(set(first.scores["F1"])) == 1
+    kept = output / "feed_forward_7" / "outcome.json"
+    written = kept.stat().st_mtime_ns
+    tool = [sys.executable, CONFIGS.parent / "tools" / "compare.py", file, "--output", output]
+    command = [*map(str, tool), "--seeds", "7", "--jobs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert kept.stat().st_mtime_ns == written and (output / "C_RBP__few_7" / "log.txt").is_file()
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| C-RBP, few | 0.")
+    assert lines[2].endswith("| 7 |") and lines[3].startswith("| feed-forward | 0.")
+    other = replace(comparison.arms["feed-forward"], overrides={"SEED": 5})
+    with pytest.raises(ConfigurationError, match=r"was trained with .*name another --output"):
+        train_one(comparison.data, other, 7, output / "feed_forward_7")
+
+
+@pytest.mark.slow
+def test_panoptic_models_are_compared_by_their_scores(tmp_path, monkeypatch):
+    written = write_panoptic(tmp_path / "data")
+    entry = {key: str(value) for key, value in written.arguments().items()}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump([{"name": "compared", **entry}]))
+    settings = {
+        **{"DATASETS.FILE": str(tmp_path / "data.yaml"), "DATASETS.TRAIN": ["compared"]},
+        **{"SOLVER.MAX_ITER": 1, "SOLVER.STEPS": [], "SOLVER.IMS_PER_BATCH": 1},
+        **{"DATALOADER.NUM_WORKERS": 0, "CRBP.CELL.CHANNELS": 8, "CRBP.SOLVER.STEPS": 2},
+        **{"INPUT.MIN_SIZE_TRAIN": [64], "INPUT.MIN_SIZE_TEST": 64, "MODEL.DEVICE": "cpu"},
+    }
+    arms = {"head": {"config": str(QUICK / "shapes_crbp.yaml"), "set": settings}}
+    comparison = read_comparison(
+        write(tmp_path / "arms.yaml", arms, data="compared", score="mask_AP")
+    )
+    found = train_one("compared", comparison.arms["head"], 1, tmp_path / "out")
+    assert len(found.scores["PQ"]) == 4 and found.settings["data"] == "compared"
+    assert found.radius is not None and len(found.radius) == 2
+    assert all(value > 0 or math.isnan(value) for value in found.radius)
+    again = json.loads((tmp_path / "out" / "outcome.json").read_text())
+    assert again["seed"] == 1 and again["settings"]["set"]["CRBP.SOLVER.STEPS"] == 2
+    assert list(markdown(comparison, [found]))[2].startswith("| head | ")

@@ -1,0 +1,89 @@
+"""The tutorial's blocks run as printed, in order, in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import python_path
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "tutorial.md").read_text()
+# A file whose name stands above it, or commands.
+BLOCKS = re.findall(r"`([\w./]+)`:\n\n```(?:python|yaml)\n(.*?)```|```bash\n(.*?)```", TEXT, re.S)
+# Fewer iterations and scenes, and no fewer kinds of anything: what is left is to start the tools.
+SHORTER = {
+    "MAX_ITER: 400": "MAX_ITER: 4",
+    '"scenes/train"), 60': '"scenes/train"), 16',
+    '"scenes/val"), 20': '"scenes/val"), 4',
+}
+
+
+def shorter(content: str) -> str:
+    for long, short in SHORTER.items():
+        content = content.replace(long, short)
+    return content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all blocks have run, with what the clone has beside them."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("configs", "datasets", "tools"):
+        (folder / name).symlink_to(ROOT / name)
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": python_path(),
+    }
+    for name, content, commands in BLOCKS:
+        if name:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(shorter(content))
+            continue
+        done = subprocess.run(
+            ["bash", "-e", "-c", commands],
+            cwd=folder, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{commands}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        with (folder / "printed").open("a") as printed:
+            printed.write(done.stdout + done.stderr)
+    return folder
+
+
+def test_what_is_shortened_is_there():
+    assert all(long in TEXT for long in SHORTER)
+    assert len([name for name, _, _ in BLOCKS if name]) == 3
+    assert TEXT.count("```") == 2 * len(BLOCKS)
+
+
+def test_it_trains_and_scores(folder):
+    results = json.loads((folder / "outputs" / "scenes_crbp" / "results.json").read_text())
+    assert {"PQ", "PQ_th", "PQ_st"} <= results["panoptic_seg"].keys()
+
+
+def test_the_log_has_what_the_table_explains(folder):
+    logged = json.loads(
+        (folder / "outputs" / "scenes_crbp" / "metrics.json").read_text().splitlines()[0]
+    )
+    explained = re.findall(r"^\| `(\w+)` \|", TEXT, re.M)
+    assert explained
+    assert {f"recurrence/{name}" for name in explained} == {
+        key for key in logged if key.startswith("recurrence/")
+    }
+
+
+def test_it_draws_pictures_and_answers_about_all_steps(folder):
+    run = folder / "outputs" / "scenes_crbp"
+    assert len(list((folder / "pictures").glob("*.png"))) == 2
+    assert {"curves.png", "steps.png", "stability.png"} <= {path.name for path in run.iterdir()}
+    words = "contracting|settled|restless|drifting|forgetting"
+    assert re.search(rf"({words}): rho", (folder / "printed").read_text())

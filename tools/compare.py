@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Train the arms of a comparison over several seeds, and print one table.
+
+ARMS is a YAML file that names a config and overrides for each. What is trained already is not
+trained again: an interrupted call is continued by calling again. Each model has a folder below that
+of the comparison, with its log.txt.
+
+example, learning algorithms on the quick Pathfinder task:
+  tools/compare.py benchmarks/pathfinder_tiny.yaml --arms bptt crbp --seeds 1 2 3 --jobs 2 \\
+      --output outputs/pathfinder_comparison
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from crbp_d2.analysis.commands.arguments import at_least_one
+from crbp_d2.analysis.comparison import markdown, read_comparison, train_all
+from crbp_d2.launch import run_alone
+
+
+def main() -> None:
+    """Parse the arguments, train, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="ARMS", type=Path)
+    parser.add_argument("--arms", nargs="+", metavar="LABEL", help="some of them (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
+    parser.add_argument("--jobs", type=int, default=2, help="models at a time, a core each")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="default: outputs/NAME of the file"
+    )
+    arguments = parser.parse_args()
+    output = arguments.output or Path("outputs") / arguments.file.stem
+    try:
+        at_least_one("--jobs", arguments.jobs)
+        comparison = read_comparison(arguments.file)
+        arms = comparison.chosen(arguments.arms)
+        outcomes = train_all(comparison, arms, arguments.seeds, output, jobs=arguments.jobs)
+        found = list(tqdm(outcomes, "models", len(arms) * len(arguments.seeds)))
+    except (ValueError, KeyError) as error:
+        parser.error(str(error.args[0] if error.args else error))
+    sys.stdout.write("\n".join(markdown(comparison, found)) + "\n")
+
+
+if __name__ == "__main__":
+    run_alone(main)
