@@ -19,7 +19,7 @@ from crbp_d2.core.adjoints import (
     Unroll,
 )
 from crbp_d2.core.algorithms import ALGORITHMS, Algorithm, build_recurrence, parse_algorithm
-from crbp_d2.core.cells import CELLS, ConvLSTMCell, HGRUCell, MaskHGRUCell
+from crbp_d2.core.cells import CELLS, ConvLSTMCell, HGRUCell, MaskHGRUCell, ResidualCell
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import (
     AdjointReport,
@@ -93,6 +93,7 @@ __all__ = [
     "Recurrence",
     "RecurrenceResult",
     "Registry",
+    "ResidualCell",
     "Solved",
     "Solver",
     "SpectralPenalty",

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from crbp_d2.core import CELLS, ConfigurationError, ConvLSTMCell, HGRUCell, MaskHGRUCell
-from crbp_d2.core.cells.norms import state_norm
+from crbp_d2.core.cells.norms import build_norm
 from crbp_d2.core.ops.activations import ACTIVATIONS, softplus
 
 
@@ -191,9 +191,9 @@ def test_variants_of_the_mask_head_cell(gate, activation):
 
 
 def test_group_norm_takes_what_divides_the_channels():
-    assert state_norm("GN", 256, scale=1).num_groups == 32
-    assert state_norm("GN", 48, scale=1).num_groups == 16
-    assert state_norm("IN", 25, scale=1).num_groups == 25
+    assert build_norm("GN", 256, scale=1).num_groups == 32
+    assert build_norm("GN", 48, scale=1).num_groups == 16
+    assert build_norm("IN", 25, scale=1).num_groups == 25
 
 
 @pytest.mark.parametrize(

@@ -11,5 +11,6 @@ from crbp_d2.core.cells.base import CELLS
 from crbp_d2.core.cells.conv_lstm import ConvLSTMCell
 from crbp_d2.core.cells.hgru import HGRUCell
 from crbp_d2.core.cells.mask_hgru import MaskHGRUCell
+from crbp_d2.core.cells.residual import ResidualCell
 
-__all__ = ["CELLS", "ConvLSTMCell", "HGRUCell", "MaskHGRUCell"]
+__all__ = ["CELLS", "ConvLSTMCell", "HGRUCell", "MaskHGRUCell", "ResidualCell"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from crbp_d2.core.cells.base import CELLS
 from crbp_d2.core.cells.gates import PointwiseGate, initialise_gate_biases
-from crbp_d2.core.cells.norms import state_norm
+from crbp_d2.core.cells.norms import build_norm, settling_norm
 from crbp_d2.core.ops.activations import softplus
 from crbp_d2.core.ops.fft_convolution import LongRangeConv2d
 from crbp_d2.core.options import integer, switch
@@ -31,7 +31,7 @@ class HGRUCell(nn.Module):
     Args:
         channels: `C` of drive and state.
         kernel_size: `E`, odd; the paper's 15, and 3, 5, 9 in its study of parameter efficiency.
-        norm: see `state_norm`; `BN` is the paper's. The norm's parameters are shared over steps.
+        norm: see `build_norm`; `BN` is the paper's. The norm's parameters are shared over steps.
         norm_scale: initial scale of the norms. The released code starts at 0.1, from which small
             models hardly learn; 1 is the usual start.
         rectify_state: put the new state through a softplus as well, as the released cell does and
@@ -41,6 +41,10 @@ class HGRUCell(nn.Module):
         chrono_steps: `T` of the chrono initialisation.
         convolution: how `W^S` and `W^F` are convolved, `direct`, `fft`, or `auto` for the faster
             one; see `LongRangeConv2d`.
+        state_norm: groups of a norm of the sum of drive and new state, which lets the circuit
+            settle, as a last step `H' <- norm(Z + H')`; see `settling_norm`. 0, the published
+            equations, for none.
+        state_norm_scale: initial scale of that norm.
 
     Raises:
         ConfigurationError: an unknown name or an impossible size.
@@ -57,16 +61,19 @@ class HGRUCell(nn.Module):
         gate_bias: str = "chrono",
         chrono_steps: int = 20,
         convolution: str = "auto",
+        state_norm: int = 0,
+        state_norm_scale: float = 1.0,
     ) -> None:
         super().__init__()
         channels = integer("channels", channels, 1)
         self.rectify_state = switch("rectify_state", rectify_state)
         self.suppression_gate = PointwiseGate(channels=channels)
         self.suppression = LongRangeConv2d(channels, channels, kernel_size, method=convolution)
-        self.suppression_norm = state_norm(norm, channels, scale=norm_scale)
+        self.suppression_norm = build_norm(norm, channels, scale=norm_scale)
         self.recurrent_gate = PointwiseGate(channels=channels)
         self.facilitation = LongRangeConv2d(channels, channels, kernel_size, method=convolution)
-        self.facilitation_norm = state_norm(norm, channels, scale=norm_scale)
+        self.facilitation_norm = build_norm(norm, channels, scale=norm_scale)
+        self.last_norm = settling_norm(state_norm, channels, scale=state_norm_scale)
         self.alpha = nn.Parameter(torch.full((channels, 1, 1), 0.1))
         self.mu = nn.Parameter(torch.ones(channels, 1, 1))
         self.nu = nn.Parameter(torch.full((channels, 1, 1), 0.5))
@@ -87,7 +94,7 @@ class HGRUCell(nn.Module):
 
         Args:
             drive: `Z (N, C, H, W)`, non-negative in the paper's models (squared filter responses).
-            state: `H (N, C, H, W)`, non-negative from a start at zero.
+            state: `H (N, C, H, W)`, non-negative from a start at zero without `state_norm`.
 
         Returns:
             `H' (N, C, H, W)`.
@@ -102,4 +109,6 @@ class HGRUCell(nn.Module):
             self.nu * (facilitated + excitation) + self.omega * (facilitated * excitation)
         )
         following = (1 - update) * state + update * candidate
+        if self.last_norm is not None:
+            following = self.last_norm(drive + following)
         return softplus(following) if self.rectify_state else following

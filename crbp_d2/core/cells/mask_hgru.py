@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from crbp_d2.core.cells.base import CELLS
 from crbp_d2.core.cells.gates import GlobalLocalGate, PointwiseGate, initialise_gate_biases
-from crbp_d2.core.cells.norms import state_norm
+from crbp_d2.core.cells.norms import build_norm, settling_norm
 from crbp_d2.core.errors import ConfigurationError, choices
 from crbp_d2.core.ops.activations import activation
 from crbp_d2.core.options import integer, odd
@@ -33,12 +33,16 @@ class MaskHGRUCell(nn.Module):
         channels: `C` of drive and state.
         kernel_size: of `W^S` and `W^F`, odd.
         gate: `gala` (`GlobalLocalGate`, the paper) or `pointwise` (the plain hGRU's).
-        norm: see `state_norm`.
+        norm: see `build_norm`.
         norm_scale: initial scale of the norms (released: 0.1).
         activation_name: `phi` (paper: softplus).
         gate_bias: `chrono` (the paper's intent), `released` or `zero`; see
             `initialise_gate_biases`.
         chrono_steps: `T` of the chrono initialisation.
+        state_norm: groups of a norm of the sum of drive and new state, which lets the circuit
+            settle, as a last step `H' <- norm(Z + H')`; see `settling_norm`. 0, the published
+            equations, for none.
+        state_norm_scale: initial scale of that norm.
 
     Raises:
         ConfigurationError: an unknown name or an impossible size.
@@ -55,6 +59,8 @@ class MaskHGRUCell(nn.Module):
         activation_name: str = "softplus",
         gate_bias: str = "chrono",
         chrono_steps: int = 20,
+        state_norm: int = 0,
+        state_norm_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if gate not in GATES:
@@ -69,10 +75,11 @@ class MaskHGRUCell(nn.Module):
             else PointwiseGate(channels=channels)
         )
         self.suppression = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
-        self.suppression_norm = state_norm(norm, channels, scale=norm_scale)
+        self.suppression_norm = build_norm(norm, channels, scale=norm_scale)
         self.facilitation = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
-        self.facilitation_norm = state_norm(norm, channels, scale=norm_scale)
+        self.facilitation_norm = build_norm(norm, channels, scale=norm_scale)
         self.recurrent_gate = PointwiseGate(channels=channels)
+        self.last_norm = settling_norm(state_norm, channels, scale=state_norm_scale)
         self.alpha = nn.Parameter(torch.full((channels, 1, 1), 0.1))
         self.mu = nn.Parameter(torch.ones(channels, 1, 1))
         for kernel in (
@@ -93,7 +100,8 @@ class MaskHGRUCell(nn.Module):
 
         Args:
             drive: `Z (N, C, H, W)`, RoI features.
-            state: `H (N, C, H, W)`; starts at zero and stays non-negative with softplus.
+            state: `H (N, C, H, W)`; starts at zero; without `state_norm` it stays
+                non-negative with softplus.
 
         Returns:
             `H' (N, C, H, W)`.
@@ -103,4 +111,5 @@ class MaskHGRUCell(nn.Module):
         excitation = self.activation(drive - suppressed * (self.alpha * state + self.mu))
         update = self.recurrent_gate(excitation)
         candidate = self.activation(self.facilitation_norm(self.facilitation(excitation)))
-        return (1 - update) * state + update * candidate
+        following = (1 - update) * state + update * candidate
+        return following if self.last_norm is None else self.last_norm(drive + following)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crbp_d2.core.errors import ConfigurationError, choices
-from crbp_d2.core.options import number
+from crbp_d2.core.options import integer, number
 
 NORMS = ("", "BN", "GN", "IN")
 GROUPS = 32
@@ -80,15 +80,15 @@ def step_again(cell: object, buffers: Buffers | None = None) -> Iterator[None]:
             buffer.data.copy_(value)
 
 
-def state_norm(kind: str, channels: int, *, scale: float) -> nn.Module:
-    """A norm for the state of a cell.
+def build_norm(kind: str, channels: int, *, scale: float, groups: int = GROUPS) -> nn.Module:
+    """A norm inside a cell, or of its state.
 
     Args:
-        kind: `GN` group norm of 32 groups (or fewer: the greatest common divisor with the
-            channels), `BN` see `StateBatchNorm2d`, `IN` instance norm (each sample and channel over
-            space, with scale and shift), or `""` for none.
+        kind: `GN` group norm, `BN` see `StateBatchNorm2d`, `IN` instance norm (each sample and
+            channel over space, with scale and shift), or `""` for none.
         channels: of the state.
         scale: initial value of the learned scale. The shift starts at 0.
+        groups: of `GN`; or fewer, the greatest common divisor with the channels.
 
     Raises:
         ConfigurationError: unknown kind. Synchronised batch norm is not offered, as it has no
@@ -106,8 +106,37 @@ def state_norm(kind: str, channels: int, *, scale: float) -> nn.Module:
     if kind == "BN":
         norm = StateBatchNorm2d(channels)
     else:
-        groups = channels if kind == "IN" else math.gcd(GROUPS, channels)
+        groups = channels if kind == "IN" else math.gcd(groups, channels)
         norm = nn.GroupNorm(groups, channels)
+    nn.init.constant_(norm.weight, scale)
+    return norm
+
+
+def settling_norm(groups: int, channels: int, *, scale: float) -> nn.GroupNorm | None:
+    """The norm that lets a gated circuit settle, of the sum of its drive and its new state:
+
+        H' = norm(Z + (1 - G^F) . H + G^F . H~)
+
+    Implicit models end with it (MDEQ, Bai et al. 2020; IFR, 2112.04709). Without it a unit that the
+    task leaves alone keeps its state for as long as its gate is shut: the gain of the step is 1.
+    The norm divides by the spread of `Z + H`, which is larger than that of `H` alone, so that such
+    a unit comes back smaller, by about `scale * spread(H) / spread(Z + H)`. The scale is learned:
+    this is a strong habit and no proof, and a penalty can be added. A norm of the state without the
+    drive does not do it.
+
+    Args:
+        groups: of the group norm, or fewer: the greatest common divisor with the channels. 0 for
+            none, the published equations.
+        channels: of the state.
+        scale: initial value of the learned scale.
+
+    Raises:
+        ConfigurationError: an impossible number.
+    """
+    groups, scale = integer("state_norm", groups, 0), number("state_norm_scale", scale)
+    if groups == 0:
+        return None
+    norm = nn.GroupNorm(math.gcd(groups, channels), channels)
     nn.init.constant_(norm.weight, scale)
     return norm
 
