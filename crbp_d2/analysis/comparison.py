@@ -30,7 +30,7 @@ from crbp_d2.analysis.steps import (
     scores_of,
     step_evaluators,
 )
-from crbp_d2.config import read_config
+from crbp_d2.config import final_node, read_config
 from crbp_d2.core import ConfigurationError, Recurrence
 from crbp_d2.core.errors import did_you_mean
 from crbp_d2.data import ensure_prepared
@@ -203,7 +203,7 @@ def train_one(data: str, arm: Arm, seed: int, folder: Path) -> Outcome:
     trainer.train()
     minutes = (time.process_time() - begin) / 60
     model = trainer.model.eval()
-    measured = measure(model, scoring_batches(cfg, data), data, cfg.CRBP.SOLVER.STEPS)
+    measured = measure(model, scoring_batches(cfg, data), data, final_node(cfg.CRBP).SOLVER.STEPS)
     outcome = Outcome(arm.label, seed, settings, minutes, *measured)
     write_json(result, asdict(outcome))
     return outcome

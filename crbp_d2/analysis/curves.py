@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import logging
 import math
@@ -92,6 +93,9 @@ PANELS = (
     Panel(("recurrence/residual",), "relative residual", logarithmic=True),
 )
 """In the order they are drawn. To add one, enter it here."""
+
+PHASE = "recurrence/phase"
+"""Number of the phase of training."""
 
 PUBLISHED_KEYS = {"panoptic": "panoptic_seg/PQ", "pathfinder": "pathfinder/F1"}
 
@@ -209,7 +213,8 @@ def draw_curves(
     window: int = WINDOW,
     published: PublishedLines | None = None,
 ) -> Figure:
-    """One figure with a panel for each of `PANELS` that a run has values for.
+    """One figure with a panel for each of `PANELS` that a run has values for. Where a phase of its
+    training begins there is a dotted line in a run's colour.
 
     Args:
         runs: at least one, with different labels.
@@ -239,6 +244,10 @@ def draw_curves(
                 _draw_run(axis, panel, panel.series(run), scale, line_style(index), window)
             if published is not None and published.key in panel.keys:
                 _draw_published(axis, published)
+            for index, run in enumerate(runs):
+                scale = run.batch_size if images else 1
+                for begin in phase_begins(run):
+                    axis.axvline(scale * begin, **_PHASE, color=line_style(index)["color"])
             _finish(axis, panel, [panel.series(run) for run in runs])
             axis.set_xlabel("images seen" if images else "iteration")
             axis.tick_params(labelbottom=True)
@@ -247,6 +256,20 @@ def draw_curves(
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(runs), columns))
     return figure
+
+
+_PHASE: dict[str, Any] = {"linestyle": ":", "linewidth": 1, "alpha": 0.7}
+
+
+def phase_begins(run: TrainingLog) -> list[int]:
+    """The first logged iterations of the phases of a training after the first; none of a training
+    without phases."""
+    numbers = run.metrics.get(PHASE, {})
+    return [
+        iteration
+        for (_, before), (iteration, number) in itertools.pairwise(numbers.items())
+        if number != before
+    ]
 
 
 def _draw_run(

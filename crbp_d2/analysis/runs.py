@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from crbp_d2.config import read_config
+from crbp_d2.config import final_node, read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError, set_num_classes
 from crbp_d2.engine import load_model, prepare
@@ -37,8 +37,9 @@ class Run:
 
     @property
     def trained_steps(self) -> int:
-        """Steps of its recurrence in training, `N` in the paper's figures."""
-        return int(self.cfg.CRBP.SOLVER.STEPS)
+        """Steps of its recurrence in training, in the last phase of it; `N` in the paper's
+        figures."""
+        return int(final_node(self.cfg.CRBP).SOLVER.STEPS)
 
     @property
     def data_set(self) -> str:

@@ -47,6 +47,13 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # once. Not with adjoints that need more than the last step, EARLY_WEIGHT or skip.
     node.CHUNK_SAMPLES = 0
 
+    # Phases of training after the first, which is what the other keys say: a list of
+    # {FROM: fraction of training, ...} with ALGORITHM, CHUNK_SAMPLES, SOLVER, ADJOINT, PENALTY and
+    # LOSS as they are from then on, and in the model that the training leaves. A phase has what the
+    # one before has but for the keys that it names; one that names an ALGORITHM begins with its
+    # solver and adjoint. () for a single one.
+    node.PHASES = ()
+
     # --- steps without gradients -----------------------------------------------------------------
     solver = node.SOLVER = _options(SOLVERS)
     # steps, anderson or torchdeq; "" for the algorithm's.

@@ -6,10 +6,18 @@ the backbone `GaborStem` (`MODEL.BACKBONE.NAME`).
 """
 
 from crbp_d2.modeling.mask_head import RecurrentMaskHead  # registers RecurrentMaskHead
+from crbp_d2.modeling.phases import Phase, Recipe
 from crbp_d2.modeling.sem_seg_head import (  # registers both heads
     FeedForwardSemSegHead,
     RecurrentSemSegHead,
 )
 from crbp_d2.modeling.stem import GaborStem  # registers GaborStem
 
-__all__ = ["FeedForwardSemSegHead", "GaborStem", "RecurrentMaskHead", "RecurrentSemSegHead"]
+__all__ = [
+    "FeedForwardSemSegHead",
+    "GaborStem",
+    "Phase",
+    "Recipe",
+    "RecurrentMaskHead",
+    "RecurrentSemSegHead",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,6 +13,7 @@ from detectron2.layers import get_norm
 from torch import nn
 
 from crbp_d2.config.defaults import COMMON, options_of
+from crbp_d2.config.phases import phases_of
 from crbp_d2.core import (
     CELLS,
     PENALTIES,
@@ -20,9 +22,9 @@ from crbp_d2.core import (
     WeightSchedule,
     build_recurrence,
     parse_algorithm,
-    wrapped,
 )
-from crbp_d2.core.cells.norms import state_norm
+from crbp_d2.core.cells.norms import build_norm
+from crbp_d2.modeling.phases import Phase, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +46,12 @@ DETECTRON2_NORMS = ("BN", "SyncBN", "FrozenBN", "LN")
 """Norms for the state that is read out, besides those of the cells."""
 
 
-def recurrence(node: CfgNode) -> Recurrence:
-    """The circuit that the keys describe, with its learning algorithm.
+def recurrence(node: CfgNode, cell: nn.Module | None = None) -> Recurrence:
+    """A circuit with the learning algorithm that the keys describe.
 
     Args:
-        node: `cfg.CRBP`.
+        node: `cfg.CRBP`, of a phase of training.
+        cell: the circuit; `None` for a new one.
 
     Raises:
         ConfigurationError: an unknown name or an impossible value, naming its key.
@@ -58,7 +61,7 @@ def recurrence(node: CfgNode) -> Recurrence:
         algorithm, penalties = _penalties(node)
         return build_recurrence(
             algorithm,
-            _cell(node),
+            _cell(node) if cell is None else cell,
             solver=_options(solver),
             adjoint=_options(node.ADJOINT),
             penalties=penalties,
@@ -70,33 +73,42 @@ def recurrence(node: CfgNode) -> Recurrence:
         )
 
 
-def head_options(node: CfgNode) -> dict[str, Any]:
+def head_options(node: CfgNode, iterations: int) -> dict[str, Any]:
     """The arguments that both recurrent heads share.
 
     Args:
         node: `cfg.CRBP`.
+        iterations: of training.
 
     Raises:
-        ConfigurationError: see `recurrence`.
+        ConfigurationError: see `recurrence` and `crbp_d2.config.phases_of`.
     """
-    loss, found = node.LOSS, recurrence(node)
-    wrapping = {
-        "chunk_samples": node.CHUNK_SAMPLES or None,
-        "early_from": loss.EARLY_FROM if loss.EARLY_WEIGHT else None,
+    *earlier, last = phases_of(node)
+    with naming_keys():
+        cell = _cell(last.node)
+    recipes = [_recipe(phase.node, cell) for phase in (*earlier, last)]
+    ends = [round(iterations * phase.begin) for phase in (*earlier[1:], last)]
+    final = recipes.pop()
+    return {
+        **{one.name: getattr(final, one.name) for one in fields(final)},
+        "earlier": [Phase(end, recipe) for end, recipe in zip(ends, recipes, strict=False)],
     }
+
+
+def _recipe(node: CfgNode, cell: nn.Module) -> Recipe:
+    loss = node.LOSS
     with naming_keys():
         if not loss.EARLY_WEIGHT >= 0:
             raise ConfigurationError(
                 f"must be at least 0, got {loss.EARLY_WEIGHT}", option="loss.early_weight"
             )
-        # The head does it again; here errors get the names of the keys.
-        wrapped(found, **wrapping)
-    return {
-        "recurrence": found,
-        "every_step": loss.EVERY_STEP,
-        "early_loss_weight": loss.EARLY_WEIGHT,
-        **wrapping,
-    }
+        return Recipe(
+            recurrence(node, cell),
+            chunk_samples=node.CHUNK_SAMPLES or None,
+            every_step=loss.EVERY_STEP,
+            early_loss_weight=loss.EARLY_WEIGHT,
+            early_from=loss.EARLY_FROM if loss.EARLY_WEIGHT else None,
+        )
 
 
 def output_norm(kind: str, channels: int) -> nn.Module:
@@ -111,7 +123,7 @@ def output_norm(kind: str, channels: int) -> nn.Module:
         ConfigurationError: an unknown name.
     """
     if kind in ("GN", "IN", ""):
-        return state_norm(kind, channels, scale=1.0)
+        return build_norm(kind, channels, scale=1.0)
     if kind not in DETECTRON2_NORMS:
         allowed = ", ".join(map(repr, ("", "GN", "IN", *DETECTRON2_NORMS)))
         raise ConfigurationError(
@@ -149,6 +161,7 @@ def _options(node: CfgNode) -> dict[str, Any]:
 
 
 def _cell(node: CfgNode) -> nn.Module:
+    """The circuit, of the last phase of training: its gates start by the number of its steps."""
     options, name = options_of(node.CELL, *COMMON), node.CELL.NAME
     if "chrono_steps" in CELLS.options(name) and "chrono_steps" not in options:
         # The answer is asked for from the fewest steps on.

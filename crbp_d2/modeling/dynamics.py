@@ -8,7 +8,8 @@ from crbp_d2.core import Diagnostics
 
 
 class DynamicsLog:
-    """Logs `recurrence/<name>` for what `Diagnostics.scalars` names, one iteration late.
+    """Logs `recurrence/<name>` for what `Diagnostics.scalars` names, and `recurrence/phase` of a
+    training in phases, one iteration late.
 
     Half of it is known only after the backward pass, whose end a module does not see.
     """
@@ -16,8 +17,12 @@ class DynamicsLog:
     def __init__(self) -> None:
         self.previous: Diagnostics | None = None
 
-    def begin(self) -> int:
-        """Log the iteration before; the number of this one, 0 outside a training loop."""
+    def begin(self, phase: int | None = None) -> int:
+        """Log the iteration before; the number of this one, 0 outside a training loop.
+
+        Args:
+            phase: number of that before, `None` where there is but one.
+        """
         try:
             storage = get_event_storage()
         except (AssertionError, IndexError):
@@ -25,6 +30,8 @@ class DynamicsLog:
             return 0
         if self.previous is not None:
             scalars = self.previous.scalars()
+            if phase is not None:
+                scalars = {**scalars, "phase": float(phase)}
             storage.put_scalars(
                 smoothing_hint=False, **{f"recurrence/{name}": v for name, v in scalars.items()}
             )

@@ -5,7 +5,7 @@ Shape shorthand: R regions of interest (RoIs), C channels, K classes. Logits thr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -23,9 +23,10 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crbp_d2.core import Recurrence, RecurrenceResult, State, to_parts, wrapped
+from crbp_d2.core import Recurrence, State, to_parts
 from crbp_d2.modeling import build
 from crbp_d2.modeling.dynamics import DynamicsLog
+from crbp_d2.modeling.phases import Phase, Phases, Recipe
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -51,6 +52,7 @@ class RecurrentMaskHead(BaseMaskRCNNHead):
         every_step: `loss_mask` is the mean over all recorded steps.
         early_loss_weight: further factor of `loss_early`.
         early_from: see `crbp_d2.core.EarlyState`; `None` for no such loss.
+        earlier: phases of training before the one that the other arguments describe.
         vis_period: iterations between pictures of masks in the event storage, 0 for none.
     """
 
@@ -69,19 +71,23 @@ class RecurrentMaskHead(BaseMaskRCNNHead):
         every_step: bool = False,
         early_loss_weight: float = 0.0,
         early_from: float | None = None,
+        earlier: Sequence[Phase] = (),
         vis_period: int = 0,
     ) -> None:
         super().__init__(loss_weight=loss_weight, vis_period=vis_period)
-        self.every_step = every_step
-        self.early_loss_weight = early_loss_weight
         self.entry: nn.Module = nn.Identity()
         if input_shape.channels != channels:
             self.entry = Conv2d(input_shape.channels, channels, kernel_size=1)
             weight_init.c2_msra_fill(self.entry)
         self.recurrence = recurrence
-        self.chunk_samples, self.early_from = chunk_samples, early_from
-        # Refused here if it does not go together, and not at the first batch.
-        wrapped(recurrence, chunk_samples=chunk_samples, early_from=early_from)
+        self.recipe = Recipe(
+            recurrence,
+            chunk_samples=chunk_samples,
+            every_step=every_step,
+            early_loss_weight=early_loss_weight,
+            early_from=early_from,
+        )
+        self.phases = Phases(earlier, self.recipe)
         self.output_norm = build.output_norm(output_norm, channels)
         self.deconv = ConvTranspose2d(channels, deconv_channels, kernel_size=2, stride=2)
         self.predictor = Conv2d(deconv_channels, num_classes, kernel_size=1)
@@ -96,19 +102,12 @@ class RecurrentMaskHead(BaseMaskRCNNHead):
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
-            **build.head_options(cfg.CRBP),
+            **build.head_options(cfg.CRBP, cfg.SOLVER.MAX_ITER),
             "channels": cfg.CRBP.CELL.CHANNELS,
             "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             "deconv_channels": head.CONV_DIM,
             "output_norm": head.OUTPUT_NORM,
         }
-
-    @property
-    def run(self) -> Callable[..., RecurrenceResult]:
-        """The recurrence, wrapped as asked for; a wrapper holds nothing of its own."""
-        return wrapped(
-            self.recurrence, chunk_samples=self.chunk_samples, early_from=self.early_from
-        )
 
     def forward(self, x: Tensor, instances: list[Instances]) -> Any:
         """Losses in training, else the instances with their masks.
@@ -127,9 +126,11 @@ class RecurrentMaskHead(BaseMaskRCNNHead):
         if not self.training:
             mask_rcnn_inference(self.layers(x), instances)
             return instances
-        result = self.run(self.entry(x), iteration=self.dynamics.begin())
+        iteration = self.dynamics.begin(self.phases.number)
+        recipe = self.phases.at(iteration)
+        result = recipe.run(self.entry(x), iteration=iteration)
         self.dynamics.keep(result.diagnostics)
-        *earlier, last = result.states if self.every_step else [result.state]
+        *earlier, last = result.states if recipe.every_step else [result.state]
         # Detectron2's loss logs and draws what it is given, which is to be the last state alone.
         with EventStorage():
             of_earlier = [self._loss(state, instances, 0) for state in earlier]
@@ -137,13 +138,13 @@ class RecurrentMaskHead(BaseMaskRCNNHead):
         of_last = self._loss(last, instances, self.vis_period)
         losses = {"loss_mask": torch.stack([*of_earlier, of_last]).mean()}
         if early:
-            losses["loss_early"] = self.early_loss_weight * torch.stack(early).mean()
+            losses["loss_early"] = recipe.early_loss_weight * torch.stack(early).mean()
         losses.update({f"loss_{name}": value for name, value in result.penalties.items()})
         return losses
 
     def layers(self, x: Tensor) -> Tensor:
         """Mask logits `(R, K, 2S, 2S)` of the last step, for features `(R, channels, S, S)`."""
-        return self.read_out(self.run(self.entry(x)).state)
+        return self.read_out(self.recipe.run(self.entry(x)).state)
 
     def read_out(self, state: State) -> Tensor:
         """Mask logits `(R, K, 2S, 2S)` of a state, `(R, C, S, S)` or several tensors of which the

@@ -6,7 +6,7 @@ Shape shorthand: N images, C channels, K classes. Logits throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -19,13 +19,12 @@ from torch.nn import functional as F
 from crbp_d2.core import (
     ConfigurationError,
     Recurrence,
-    RecurrenceResult,
     State,
     to_parts,
-    wrapped,
 )
 from crbp_d2.modeling import build
 from crbp_d2.modeling.dynamics import DynamicsLog
+from crbp_d2.modeling.phases import Phase, Phases, Recipe
 
 
 def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float, ignore_value: int) -> Tensor:
@@ -121,6 +120,7 @@ class RecurrentSemSegHead(ContourHead):
         every_step: `loss_sem_seg` is the mean over all recorded steps.
         early_loss_weight: further factor of `loss_early`.
         early_from: see `crbp_d2.core.EarlyState`; `None` for no such loss.
+        earlier: phases of training before the one that the other arguments describe.
         ignore_value: label of pixels that don't count.
     """
 
@@ -137,6 +137,7 @@ class RecurrentSemSegHead(ContourHead):
         every_step: bool = False,
         early_loss_weight: float = 0.0,
         early_from: float | None = None,
+        earlier: Sequence[Phase] = (),
         ignore_value: int = 255,
     ) -> None:
         super().__init__(
@@ -147,26 +148,22 @@ class RecurrentSemSegHead(ContourHead):
             ignore_value=ignore_value,
         )
         self.recurrence = recurrence
-        self.chunk_samples, self.early_from = chunk_samples, early_from
-        # Refused here if it does not go together, and not at the first batch.
-        wrapped(recurrence, chunk_samples=chunk_samples, early_from=early_from)
-        self.every_step = every_step
-        self.early_loss_weight = early_loss_weight
+        self.recipe = Recipe(
+            recurrence,
+            chunk_samples=chunk_samples,
+            every_step=every_step,
+            early_loss_weight=early_loss_weight,
+            early_from=early_from,
+        )
+        self.phases = Phases(earlier, self.recipe)
         self.dynamics = DynamicsLog()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         return {
             **_common_arguments(cfg, input_shape),
-            **build.head_options(cfg.CRBP),
+            **build.head_options(cfg.CRBP, cfg.SOLVER.MAX_ITER),
         }
-
-    @property
-    def run(self) -> Callable[..., RecurrenceResult]:
-        """The recurrence, wrapped as asked for; a wrapper holds nothing of its own."""
-        return wrapped(
-            self.recurrence, chunk_samples=self.chunk_samples, early_from=self.early_from
-        )
 
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None
@@ -184,14 +181,16 @@ class RecurrentSemSegHead(ContourHead):
         """
         drive = features[self.in_feature]
         if not self.training:
-            return self.read_out(self.run(drive).state), {}
-        result = self.run(drive, iteration=self.dynamics.begin())
+            return self.read_out(self.recipe.run(drive).state), {}
+        iteration = self.dynamics.begin(self.phases.number)
+        recipe = self.phases.at(iteration)
+        result = recipe.run(drive, iteration=iteration)
         self.dynamics.keep(result.diagnostics)
-        states = result.states if self.every_step else [result.state]
+        states = result.states if recipe.every_step else [result.state]
         losses = {"loss_sem_seg": self._mean_loss(states, targets)}
         if result.early_states:
             early = self._mean_loss(result.early_states, targets)
-            losses["loss_early"] = self.early_loss_weight * early
+            losses["loss_early"] = recipe.early_loss_weight * early
         losses.update({f"loss_{name}": value for name, value in result.penalties.items()})
         return None, losses
 

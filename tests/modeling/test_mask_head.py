@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -11,6 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from crbp_d2.core import build_recurrence
 from crbp_d2.modeling import RecurrentMaskHead
+from crbp_d2.modeling.phases import Phases
 
 CLASSES, SIDE = 3, 6
 
@@ -106,9 +109,10 @@ def test_a_loss_on_every_step_is_the_mean_of_their_losses(build_head):
     x, instances = features(3), proposals(3)
     with EventStorage():
         together = head(x, instances)["loss_mask"]
-        alone, head.every_step = [], False
+        alone = []
         for steps in range(1, 5):
-            head.recurrence = build_recurrence("bptt", head.recurrence.cell, steps=steps)
+            run = build_recurrence("bptt", head.recurrence.cell, steps=steps)
+            head.phases = Phases((), replace(head.recipe, recurrence=run, every_step=False))
             alone.append(head(x, instances)["loss_mask"])
     assert torch.allclose(together, torch.stack(alone).mean(), rtol=1e-5)
 

@@ -24,6 +24,7 @@ from crbp_d2.analysis.commands.arguments import (
 from crbp_d2.analysis.runs import load_runs
 from crbp_d2.analysis.stability import measure_dynamics, write_report
 from crbp_d2.analysis.steps import evaluate_steps, scale_of, step_evaluators
+from crbp_d2.config import final_node
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
             tqdm(islice(loader, arguments.samples), f"{one.label}, dynamics"),
             trained_steps=one.trained_steps,
             samples=arguments.samples,
-            bound=one.cfg.CRBP.PENALTY.LCP.BOUND,
+            bound=final_node(one.cfg.CRBP).PENALTY.LCP.BOUND,
         )
         steps = [one.trained_steps, 2 * one.trained_steps, 4 * one.trained_steps]
         evaluators = step_evaluators(one.data_set)
