@@ -1,9 +1,20 @@
 #!/usr/bin/env python3
 """Train the arms of a comparison over several seeds, and print one table.
 
-ARMS is a YAML file that names a config and overrides for each. What is trained already is not
+ARMS is a YAML file; paths in it begin at its folder:
+
+    data: pathfinder_tiny_val     # what all are scored on
+    score: F1                     # which of their scores the table shows
+    arms:
+      bptt:
+        config: ../configs/quick/pathfinder_bptt.yaml
+      tbptt:
+        config: ../configs/quick/pathfinder_bptt.yaml
+        set: {CRBP.ALGORITHM: tbptt}
+
+What is trained already is not
 trained again: an interrupted call is continued by calling again. Each model has a folder below that
-of the comparison, with its log.txt.
+of the comparison, with its log.txt; the table is also written there, to table.md.
 
 example, learning algorithms on the quick Pathfinder task:
   tools/compare.py benchmarks/pathfinder_tiny.yaml --arms bptt crbp --seeds 1 2 3 --jobs 2 \\
@@ -18,6 +29,7 @@ from tqdm import tqdm
 
 from crbp_d2.analysis.commands.arguments import at_least_one
 from crbp_d2.analysis.comparison import markdown, read_comparison, train_all
+from crbp_d2.data.storage import write_whole
 from crbp_d2.launch import run_alone
 
 
@@ -29,7 +41,9 @@ def main() -> None:
     parser.add_argument("file", metavar="ARMS", type=Path)
     parser.add_argument("--arms", nargs="+", metavar="LABEL", help="some of them (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
-    parser.add_argument("--jobs", type=int, default=2, help="models at a time, a core each")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="models at a time, a core each (default: 2)"
+    )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="default: outputs/NAME of the file"
     )
@@ -43,7 +57,9 @@ def main() -> None:
         found = list(tqdm(outcomes, "models", len(arms) * len(arguments.seeds)))
     except (ValueError, KeyError) as error:
         parser.error(str(error.args[0] if error.args else error))
-    sys.stdout.write("\n".join(markdown(comparison, found)) + "\n")
+    table = "\n".join(markdown(comparison, found)) + "\n"
+    write_whole(output / "table.md", table.encode())
+    sys.stdout.write(table)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from crbp_d2.config import final_node, read_config
 from crbp_d2.core import ConfigurationError, Recurrence
 from crbp_d2.core.errors import did_you_mean
 from crbp_d2.data import ensure_prepared
+from crbp_d2.data.loaders import require_registered
 from crbp_d2.data.storage import write_json
 
 RADIUS_SAMPLES = 8
@@ -103,6 +104,8 @@ def read_comparison(path: Path) -> Comparison:
         ConfigurationError: there is no such file, it has another form, or a config or a key of one
             is unknown.
     """
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: no such file; name one of arms")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -196,6 +199,7 @@ def train_one(data: str, arm: Arm, seed: int, folder: Path) -> Outcome:
             ["--config-file", str(arm.config), *map(str, (*arm.opts, *common))]
         )
     )
+    require_registered(data, "data")
     ensure_prepared(data)
     trainer = Trainer(cfg)
     save_config(cfg)

@@ -87,6 +87,7 @@ PANELS = (
     Panel(("total_loss",), "total loss"),
     # Detectron2 logs a loss that is the only one as the total alone.
     Panel(("loss_mask", "loss_sem_seg", "total_loss"), "task loss"),
+    Panel(("loss_early",), "loss on an earlier step"),
     Panel(("recurrence/lcp",), "Lipschitz penalty, unweighted", logarithmic=True),
     Panel(("recurrence/contraction_ratio",), "contraction ratio", level=1.0),
     Panel(("recurrence/neumann_terms",), "Neumann terms"),

@@ -142,7 +142,8 @@ def verdict(dynamics: Dynamics, scores: Mapping[int, float], name: str, scale: f
 
     `contracting`: radius below 1, state settled and answer kept at 4N. `settled`: the last two, and
     a radius of 1 or more. `restless`: the answer stays and the state moves on. `drifting`: the
-    state has settled and the answer is lost. `forgetting`: neither.
+    state has settled and the answer is lost. `forgetting`: neither. `unlearned`: at `N` there is no
+    answer that could stay.
 
     Args:
         dynamics: of `measure_dynamics`.
@@ -156,15 +157,19 @@ def verdict(dynamics: Dynamics, scores: Mapping[int, float], name: str, scale: f
     change = statistics.mean(dynamics.change[last - 1])
     settled = change <= SETTLED
     kept = scores[last] >= scores[trained] - KEPT * scale
-    if settled and kept:
+    if not scores[trained] > KEPT * scale:
+        word = "unlearned"
+    elif settled and kept:
         word = "contracting" if radius < 1 else "settled"
     elif kept:
         word = "restless"
     else:
         word = "drifting" if settled else "forgetting"
     digits = 3 if scale == 1 else 1
+    # On which side of 1 it is has to be seen.
+    near = 2 if abs(radius - 1) >= 0.005 else 4
     return (
-        f"{word}: rho {radius:.2f} +- {spread:.2f}, {name} {scores[trained]:.{digits}f} -> "
+        f"{word}: rho {radius:.{near}f} +- {spread:.2f}, {name} {scores[trained]:.{digits}f} -> "
         f"{scores[last]:.{digits}f} at 4N, state changes by {100 * change:.2g} % a step at 4N, "
         f"masks from random starts agree by IoU {statistics.mean(dynamics.agreement):.2f}"
     )

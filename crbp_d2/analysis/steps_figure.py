@@ -83,7 +83,9 @@ def write_figure(
             label=f"published: {label}",
         )
     for panel, name in zip(panels, names, strict=False):
-        panel.set_ylim(0, panel.get_ylim()[1] if name in PANOPTIC else 1.06)
+        # Below 0 and above the highest there is room for the points.
+        top = panel.get_ylim()[1] * 1.06 if name in PANOPTIC else 1.06
+        panel.set_ylim(-0.03 * top, top)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     moving = panels[len(names)]
     for index, curve in enumerate(curves):

@@ -20,6 +20,7 @@ from crbp_d2.core import (
     CELLS,
     SOLVERS,
     ConfigurationError,
+    Registry,
     did_you_mean,
     parse_algorithm,
 )
@@ -63,16 +64,15 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
 def _leave_out_options_of_others(cfg: CfgNode, given: Sequence[str]) -> None:
     """Leave out options of parts that keys which are given have replaced."""
     node = cfg.CRBP
-    try:
-        preset = parse_algorithm(node.ALGORITHM)
-        parts = {
-            "SOLVER": SOLVERS.options(node.SOLVER.NAME or preset.solver["name"]),
-            "ADJOINT": ADJOINTS.options(node.ADJOINT.NAME or preset.adjoint["name"]),
-            "CELL": CELLS.options(node.CELL.NAME),
-        }
-    except ConfigurationError:
-        return  # of an unknown name; building the model says so
-    for part, options in parts.items():
+    named = {"SOLVER": node.SOLVER.NAME, "ADJOINT": node.ADJOINT.NAME, "CELL": node.CELL.NAME}
+    registries: dict[str, Registry[Any]] = {"SOLVER": SOLVERS, "ADJOINT": ADJOINTS, "CELL": CELLS}
+    for part, name in named.items():
+        try:
+            preset = parse_algorithm(node.ALGORITHM)
+            usual = {"SOLVER": preset.solver, "ADJOINT": preset.adjoint}.get(part, {})
+            options = registries[part].options(name or usual["name"])
+        except ConfigurationError:
+            continue  # of an unknown name; building the model says so
         if not {"CRBP.ALGORITHM", f"CRBP.{part}.NAME"} & set(given):
             continue
         for option in options_of(node[part], *COMMON):
@@ -137,7 +137,7 @@ def _said(error: Exception, cfg: CfgNode) -> str:
     if "\n" in message:
         return f"{message.split()[-1]} is a group of keys; give values to single ones of them"
     unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
-    meant = _meant(unknown[1], list(keys_of(cfg))) if unknown else ""
+    meant = _meant(unknown[1], [*keys_of(cfg), *_nodes_of(cfg)]) if unknown else ""
     return f"{message}; {meant}" if meant else message
 
 
@@ -150,6 +150,14 @@ def _meant(key: str, known: Sequence[str]) -> str:
     for name in sorted(inside, key=len, reverse=True):
         near = near.replace(f" {name}", f" {inside[name]}")
     return did_you_mean(key, known) or near
+
+
+def _nodes_of(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """The full names of all groups of keys."""
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield f"{prefix}{name}"
+            yield from _nodes_of(value, f"{prefix}{name}.")
 
 
 def keys_of(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -72,9 +72,10 @@ def parse_algorithm(text: str) -> Algorithm:
         )
     for penalty in added:
         if penalty not in PENALTIES:
+            meant = did_you_mean(penalty, PENALTIES)
             raise ConfigurationError(
-                f"algorithm {text!r}: unknown penalty {penalty!r}; choose from "
-                f"{choices(PENALTIES)}",
+                f"algorithm {text!r}: unknown penalty {penalty!r}; "
+                f"{meant or 'choose from ' + choices(PENALTIES)}",
                 option="algorithm",
             )
     preset = ALGORITHMS[name]

@@ -75,13 +75,30 @@ class Registry(Mapping[str, Callable[..., Part]], Generic[Part]):
                     option=f"{self.kind}.{option}",
                 )
         try:
-            return self[name](**options)
+            part = self[name](**options)
         except ConfigurationError as error:
             if error.option in known:
                 error.option = f"{self.kind}.{error.option}"
             raise
         except TypeError as error:
             raise ConfigurationError(f"the {self.kind} {name!r} can't be made: {error}") from error
+        for option, value in options.items():
+            self._require_like(known[option].default, value, name, option)
+        return part
+
+    def _require_like(self, default: object, value: object, name: str, option: str) -> None:
+        """Refuse what the part has taken without a look: a value that can't be meant for a switch,
+        a number or a word as its default is."""
+        kinds = {bool: "True or False", int: "an integer", float: "a number", str: "a name"}
+        expected = kinds.get(type(default))
+        if expected is None or type(value) not in kinds or type(value) is type(default):
+            return
+        if type(default) is float and type(value) is int:
+            return
+        raise ConfigurationError(
+            f"the {self.kind} {name!r}: {option} must be {expected}, got {value!r}",
+            option=f"{self.kind}.{option}",
+        )
 
     def __getitem__(self, name: str) -> Callable[..., Part]:
         """The class of a name.

@@ -178,6 +178,13 @@ def check_keys(cfg: CfgNode, *, eval_only: bool) -> None:
             cfg.SOLVER.CHECKPOINT_PERIOD,
             cfg.SOLVER.MAX_ITER,
         )
+    if not eval_only and cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS %s: the learning rate does not reach SOLVER.BASE_LR before the "
+            "end, at SOLVER.MAX_ITER %s",
+            cfg.SOLVER.WARMUP_ITERS,
+            cfg.SOLVER.MAX_ITER,
+        )
 
 
 def require_scored(cfg: CfgNode, names: Sequence[str]) -> None:

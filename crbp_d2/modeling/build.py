@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import get_norm
 from torch import nn
 
-from crbp_d2.config.defaults import COMMON, options_of
+from crbp_d2.config.defaults import COMMON, PARTS, options_of
 from crbp_d2.config.phases import phases_of
 from crbp_d2.core import (
     CELLS,
@@ -151,6 +151,8 @@ def naming_keys() -> Iterator[None]:
         key = KEYS.get(error.option, error.option.upper())
         # Such a key may come from a base of the config file.
         cure = "; None leaves it out" if "has no option" in str(error) else ""
+        if str(error).startswith("unknown ") and error.option.endswith((".name", "algorithm")):
+            cure = f". Parts of another package are known once {PARTS} names its module"
         raise ConfigurationError(f"CRBP.{key}: {error}{cure}", option=error.option) from error
 
 

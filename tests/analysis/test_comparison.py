@@ -82,7 +82,7 @@ def test_what_is_no_comparison_is_named(tmp_path):
         (tmp_path / "arms.yaml").write_text(content)
         with pytest.raises(ConfigurationError, match=r"arms\.yaml: "):
             read_comparison(tmp_path / "arms.yaml")
-    with pytest.raises(ConfigurationError, match=r"absent\.yaml: can't be read"):
+    with pytest.raises(ConfigurationError, match=r"absent\.yaml: no such file"):
         read_comparison(tmp_path / "absent.yaml")
 
 

@@ -224,6 +224,16 @@ def test_figures_and_verdict_of_a_run_are_embedded_and_missing_ones_named(folder
         write_page(load_recurrent_runs([str(run)]), DATA, [1], images=1, megabytes=5, output=output)
 
 
+def test_figures_about_several_runs_are_taken_from_the_folder_of_the_page(folders, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "steps.png")
+    runs = load_recurrent_runs(list(map(str, folders)))
+    write_page(runs, DATA, [1], images=1, megabytes=5, output=tmp_path / "page.html")
+    together = (tmp_path / "page.html").read_text()
+    assert "<h3>Together</h3>" in together and 'alt="All runs: Line charts of scores' in together
+    write_page(runs[:1], DATA, [1], images=1, megabytes=5, output=tmp_path / "page.html")
+    assert "Together" not in (tmp_path / "page.html").read_text()
+
+
 def test_the_size_is_kept_by_leaving_out_the_last_images(folders, page, tmp_path):
     runs = load_recurrent_runs([str(folders[0])])
     output = tmp_path / "page.html"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -85,6 +86,20 @@ def test_the_verdict_follows_from_radius_change_and_score(radius, change, later,
     assert "IoU 0.75" in line
     in_percent = verdict(settling(radius, change), {2: 95.0, 8: 100 * later}, "PQ", 100)
     assert in_percent.startswith(f"{word}: ") and f"PQ 95.0 -> {100 * later:.1f}" in in_percent
+
+
+def test_a_circuit_that_has_learned_nothing_is_not_praised_for_keeping_it():
+    assert verdict(settling(0.8, 0.0), {2: 0.01, 8: 0.01}, "F1", 1).startswith("unlearned: ")
+    assert verdict(settling(0.8, 0.0), {2: 0.5, 8: 0.5}, "PQ", 100).startswith("unlearned: ")
+    nothing = verdict(settling(0.8, 0.0), {2: math.nan, 8: math.nan}, "PQ", 100)
+    assert nothing.startswith("unlearned: ")
+
+
+def test_a_radius_is_shown_on_its_side_of_one():
+    scores = {2: 0.9, 8: 0.9}
+    assert "rho 0.9987 +-" in verdict(settling(0.9987, 0.0), scores, "F1", 1)
+    assert "rho 1.0013 +-" in verdict(settling(1.0013, 0.0), scores, "F1", 1)
+    assert "rho 0.99 +-" in verdict(settling(0.99, 0.0), scores, "F1", 1)
 
 
 def test_the_report_is_written_with_its_numbers(tmp_path):

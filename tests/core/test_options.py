@@ -18,6 +18,7 @@ from crbp_d2.core import (
     ConfigurationError,
     EarlyState,
     Recurrence,
+    Registry,
     WeightSchedule,
 )
 from tests.core.circuits import TanhCell
@@ -78,6 +79,25 @@ def test_a_switch_is_no_number_and_no_text(kind, name, option, default):
     for wrong in (1, 0, "false", "True", None):
         with pytest.raises(ConfigurationError):
             make(kind, name, option, wrong)
+
+
+def test_a_part_that_does_not_look_at_its_options_gets_none_of_another_kind():
+    registry = Registry("solver")
+
+    @registry.register("careless")
+    class Careless:
+        def __init__(self, *, count=3, rate=0.5, signed=False, method="one", other=None):
+            self.given = count, rate, signed, method, other
+
+    made = registry.build("careless", count=4, rate=1, signed=True, method="two", other="any")
+    assert made.given == (4, 1, True, "two", "any")
+    for option, wrong, kind in (
+        ("count", 4.5, "an integer"), ("count", True, "an integer"), ("rate", "fast", "a number"),
+        ("rate", False, "a number"), ("signed", 3, "True or False"), ("method", 2, "a name"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=f"{option} must be {kind}") as found:
+            registry.build("careless", **{option: wrong})
+        assert found.value.option == f"solver.{option}"
 
 
 @pytest.mark.parametrize("option", ["steps", "test_steps", "spread"])

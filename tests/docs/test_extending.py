@@ -76,6 +76,24 @@ def test_a_wrong_option_of_such_a_part_is_answered_with_the_right_one(package):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("relaxd", "relaxed"), ("richardsen", "richardson"), ("difusion", "diffusion")],
+)
+def test_a_wrong_name_of_a_part_is_answered_with_the_right_one(name, meant, package):
+    """Whatever the base has of options that the other parts don't take."""
+    text = (package / "mine.yaml").read_text()
+    (package / "mine.yaml").write_text(text.replace(f'"{meant}"', f'"{name}"'))
+    done = train(package)
+    assert done.returncode != 0
+    assert f"unknown {kind_of(meant)} {name!r}; did you mean {meant}?" in done.stderr
+    assert "CRBP_D2_PARTS" in done.stderr and "Traceback" not in done.stderr
+
+
+def kind_of(name: str) -> str:
+    return {"relaxed": "solver", "richardson": "adjoint", "diffusion": "cell"}[name]
+
+
 def test_a_module_that_is_not_there_is_named(package):
     (package / "my_parts.py").unlink()
     done = train(package)

@@ -229,6 +229,15 @@ def test_what_has_no_effect_is_reported(config_file, key, value, shapes, tmp_pat
     assert "has no effect" not in caplog.text
 
 
+def test_a_warm_up_that_outlasts_the_training_is_reported(shapes, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "crbp_d2"):
+        prepare(config(tmp_path, "SOLVER.WARMUP_ITERS", 5, "SOLVER.MAX_ITER", 5), eval_only=False)
+    assert "SOLVER.WARMUP_ITERS 5: the learning rate does not reach" in caplog.text
+    caplog.clear()
+    prepare(config(tmp_path, "SOLVER.WARMUP_ITERS", 4, "SOLVER.MAX_ITER", 5), eval_only=False)
+    assert "WARMUP" not in caplog.text
+
+
 def test_momentum_has_its_effect_with_sgd(shapes, tmp_path, caplog):
     prepare(config(tmp_path, "SOLVER.OPTIMIZER", "sgd", "SOLVER.MOMENTUM", 0.5), eval_only=False)
     assert "has no effect" not in caplog.text

@@ -1,6 +1,8 @@
 """One HTML file about trained models: their figures, and what they answer at every step.
 
-The page needs no network; the numbers behind it are written beside it, with the ending .json.
+Figures are those that the other commands left in the folders of the runs and, about several runs
+together, in the folder of the page. It needs no network; the numbers behind it are written beside
+it, with the ending .json.
 
 example, two models side by side up to twice the steps of the one with more:
   tools/analyze.py page C-RBP=outputs/pathfinder_tiny_crbp BPTT=outputs/pathfinder_tiny_bptt \\

@@ -1,6 +1,7 @@
 """Does a trained model settle, and does its answer stay? One verdict, with the numbers behind it.
 
-Writes stability.json, .png and .pdf.
+Writes stability.json, .png and .pdf to the folder of each run; with --output there, of several runs
+to a folder for each.
 
 example:
   tools/analyze.py stability outputs/pathfinder_tiny_crbp
@@ -55,11 +56,13 @@ def run(arguments: argparse.Namespace) -> None:
         evaluators = step_evaluators(one.data_set)
         found = evaluate_steps(one.model, tqdm(loader, f"{one.label}, scores"), steps, evaluators)
         score = next(iter(found[0].scores))
+        folder = own_folder(arguments, one)
         line = write_report(
-            own_folder(arguments, one),
+            folder,
             dynamics,
             {entry.step: entry.scores[score] for entry in found},
             score,
             scale_of(score),
         )
         sys.stdout.write(f"{one.label}: {line}\n" if len(arguments.runs) > 1 else f"{line}\n")
+        sys.stdout.write(f"Figure and numbers: {folder}/stability.*\n")

@@ -1,7 +1,8 @@
 """What it saves, and costs, to stop the images or RoIs that have settled.
 
 They stop at CRBP.SOLVER.TEST_TOLERANCE. Every tolerance takes its turn on every batch. Prints a
-Markdown table of steps, time and scores and writes it to early_stopping.md.
+Markdown table of steps, time and scores and writes it to early_stopping.md in the folder of each
+run; with --output there, of several runs in a folder for each.
 
 examples:
   tools/analyze.py stopping outputs/shapes_crbp

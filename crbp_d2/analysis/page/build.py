@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog
 
 from crbp_d2.analysis.figures import COLOURS
 from crbp_d2.analysis.page.collect import PageImage, collect
-from crbp_d2.analysis.page.figures import figures_html
+from crbp_d2.analysis.page.figures import figures_html, shared_figures_html
 from crbp_d2.analysis.page.painters import Painter, painter_of
 from crbp_d2.analysis.runs import Run
 from crbp_d2.core import ConfigurationError
@@ -80,7 +80,7 @@ def write_page(
     images = min(images, len(DatasetCatalog.get(data_set)))
     if images < 1:
         raise ConfigurationError(f"--images: there is none to show of {data_set}")
-    page = _Page(runs, data_set, steps, painter, numbers_path.name)
+    page = _Page(runs, data_set, steps, painter, numbers_path.name, output.parent)
     size = len(page.render(_why_left_out(images, images, megabytes)))
     left_out = ""
     for image in progress(collect(runs, data_set, painter, steps, images), images):
@@ -116,6 +116,7 @@ class _Page:
         steps: Sequence[int],
         painter: Painter,
         numbers_name: str,
+        folder: Path,
     ) -> None:
         self.numbers: Json = {
             "data_set": data_set,
@@ -134,7 +135,7 @@ class _Page:
             "maximum": f"{painter.maximum:g}",
             "explanation": escape(painter.explanation),
             "numbers": escape(numbers_name),
-            "figures": "".join(map(figures_html, runs)),
+            "figures": shared_figures_html(folder, runs) + "".join(map(figures_html, runs)),
             "style": _colours(len(runs)) + _asset("base.css") + _asset("page.css"),
             "script": _asset("chart.js") + _asset("page.js"),
         }

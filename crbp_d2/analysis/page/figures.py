@@ -1,8 +1,9 @@
-"""The figures that other tools left in the folder of a run, as HTML."""
+"""The figures that other commands left in the folders of runs and of the page, as HTML."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -53,17 +54,29 @@ def figures_html(run: Run) -> str:
     if verdict:
         parts.append(f'<p class="verdict">{escape(verdict)}</p>')
     if shown:
-        figures = "".join(_figure(run, name) for name in shown)
+        figures = "".join(_figure(run.folder, name, run.label) for name in shown)
         parts.append(f'<div class="figures">{figures}</div>')
     if makers:
         parts.append(f'<p class="absent">For more, run {makers}.</p>')
     return "".join(parts)
 
 
-def _figure(run: Run, name: str) -> str:
+def shared_figures_html(folder: Path, runs: Sequence[Run]) -> str:
+    """The figures about several runs together that commands left in the folder of the page; empty
+    where there is none, or one run alone."""
+    own = {run.folder.resolve() for run in runs}
+    if len(runs) < 2 or folder.resolve() in own:
+        return ""
+    shown = "".join(
+        _figure(folder, name, "All runs") for name in FIGURES if (folder / name).is_file()
+    )
+    return f'<h3>Together</h3><div class="figures">{shown}</div>' if shown else ""
+
+
+def _figure(folder: Path, name: str, label: str) -> str:
     title, shows, _ = FIGURES[name]
-    alt = escape(f"{run.label}: {shows}.")
-    source, width, height = figure_png(run.folder / name)
+    alt = escape(f"{label}: {shows}.")
+    source, width, height = figure_png(folder / name)
     return (
         f'<figure><div><img src="{source}" width="{width}" height="{height}" alt="{alt}" '
         f'loading="lazy"></div><figcaption>{title}</figcaption></figure>'

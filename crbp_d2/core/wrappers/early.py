@@ -40,7 +40,8 @@ class EarlyState:
         if not recurrence.solver.plain:
             raise ConfigurationError(
                 f"early_from does not go with {recurrence.solver}: what it evaluates are no steps "
-                "of the circuit",
+                "of the circuit; leave it out (LOSS.EARLY_WEIGHT 0.0 in a config), or take another "
+                "solver. The class of one whose steps they are says `plain = True`",
                 option="early_from",
             )
 
