@@ -1,12 +1,13 @@
 """The commands of `tools/benchmark.py`, by name."""
 
-from . import data, generator, gradients
+from . import data, generator, gradients, heads
 from .step_time import CONTOUR, HEAD, MODEL
 
 COMMANDS = {
     "head": HEAD,
     "model": MODEL,
     "contour": CONTOUR,
+    "heads": heads,
     "data": data,
     "generator": generator,
     "gradients": gradients,

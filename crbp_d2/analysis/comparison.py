@@ -86,12 +86,21 @@ class Comparison:
         Raises:
             ConfigurationError: there is none of such a label.
         """
-        for label in labels or ():
-            if label not in self.arms:
-                raise ConfigurationError(
-                    f"there is no arm {label!r}; choose from {', '.join(map(repr, self.arms))}"
-                )
-        return [arm for label, arm in self.arms.items() if not labels or label in labels]
+        return choose_arms(self.arms, labels)
+
+
+def choose_arms(arms: Mapping[str, Arm], labels: Sequence[str] | None) -> list[Arm]:
+    """Some of the arms, or all, in the order of the file.
+
+    Raises:
+        ConfigurationError: there is none of such a label.
+    """
+    for label in labels or ():
+        if label not in arms:
+            raise ConfigurationError(
+                f"there is no arm {label!r}; choose from {', '.join(map(repr, arms))}"
+            )
+    return [arm for label, arm in arms.items() if not labels or label in labels]
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -110,27 +119,55 @@ def read_comparison(path: Path) -> Comparison:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path}: can't be read as YAML ({error})") from error
-    _require_keys(content, {"data": str, "score": str, "arms": dict}, str(path))
+    require_keys(content, {"data": str, "score": str, "arms": dict}, str(path))
     if content["score"] not in CONTOUR + PANOPTIC:
         raise ConfigurationError(
             f"{path}: score {content['score']!r} is none of {', '.join(CONTOUR + PANOPTIC)}"
         )
-    arms = {}
-    for label, entry in content["arms"].items():
+    return Comparison(content["data"], content["score"], read_arms(content["arms"], path))
+
+
+def read_arms(
+    content: Mapping[str, Any], path: Path, common: Mapping[str, Any] | None = None
+) -> dict[str, Arm]:
+    """The arms of a file, by label.
+
+    Args:
+        content: label -> `config`, whose path begins at the folder of the file, and `set`.
+        path: of the file.
+        common: what is set in all of them, where they don't say otherwise.
+
+    Raises:
+        ConfigurationError: an arm has another form, or a config or a key of one is unknown.
+    """
+    arms: dict[str, Arm] = {}
+    for label, entry in content.items():
         place = f"{path}, arm {label!r}"
-        _require_keys(entry, {"config": str}, place, optional={"set": dict})
-        arm = Arm(str(label), path.parent / entry["config"], entry.get("set", {}))
+        require_keys(entry, {"config": str}, place, optional={"set": dict})
+        settings = {**(common or {}), **entry.get("set", {})}
+        arm = Arm(str(label), path.parent / entry["config"], settings)
         try:
             read_config(str(arm.config), arm.opts)
         except (ConfigurationError, KeyError) as error:
             raise ConfigurationError(f"{place}: {error.args[0]}") from error
         arms[arm.label] = arm
-    return Comparison(content["data"], content["score"], arms)
+    return arms
 
 
-def _require_keys(
+def require_keys(
     content: Any, needed: Mapping[str, type], place: str, optional: Mapping[str, type] | None = None
 ) -> None:
+    """Refuse keys of a file that are missing, unknown or of another type.
+
+    Args:
+        content: what stands there.
+        needed: key -> type of its value.
+        place: for the message.
+        optional: likewise.
+
+    Raises:
+        ConfigurationError: naming place, key and cure.
+    """
     allowed = {**needed, **(optional or {})}
     if not isinstance(content, dict):
         raise ConfigurationError(f"{place}: must have the keys {', '.join(allowed)}")
@@ -144,9 +181,11 @@ def _require_keys(
             raise ConfigurationError(f"{place}: lacks the key {key!r}; add it")
         if not isinstance(content.get(key, kind()), kind):
             raise ConfigurationError(
-                f"{place}: {key} is {content[key]!r}, must be a "
-                f"{'string' if kind is str else 'mapping'}"
+                f"{place}: {key} is {content[key]!r}, must be a {_KINDS[kind]}"
             )
+
+
+_KINDS = {str: "string", dict: "mapping", int: "whole number", float: "number"}
 
 
 @dataclass(frozen=True)

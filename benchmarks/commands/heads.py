@@ -1,0 +1,79 @@
+"""Mask heads alone, on the RoI features of a trained model: quality at every step, radius, time.
+
+RUN is a feed-forward panoptic model or Mask R-CNN, whose backbone all heads share. The features of
+its training data and of its first test data set are kept in its folder. ARMS is a YAML file, as
+benchmarks/mask_heads.yaml. What is trained already is not trained again: an interrupted call is
+continued by calling again. Prints a Markdown table and writes it to table.md.
+
+examples:
+  tools/benchmark.py heads outputs/nuclei_feedforward benchmarks/mask_heads.yaml --seeds 1 2 3
+  tools/benchmark.py heads outputs/nuclei_feedforward benchmarks/mask_heads.yaml \\
+      --arms feed-forward 'settling, one step'
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.heads import markdown, outcome_of, read_bench
+from benchmarks.measure import machine
+from benchmarks.roi_features import cached_rois
+from crbp_d2.analysis.commands.arguments import at_least_one
+from crbp_d2.analysis.comparison import choose_arms
+from crbp_d2.analysis.runs import load_run
+from crbp_d2.data.storage import write_whole
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `crbp_d2.engine.Command`."""
+    parser.add_argument("run", metavar="RUN", help="OUTPUT_DIR of a training, or LABEL=RUN")
+    parser.add_argument("file", metavar="ARMS", type=Path)
+    parser.add_argument("--arms", nargs="+", metavar="LABEL", help="some of them (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
+    parser.add_argument(
+        "--rois", type=int, metavar="N", help="learn from the first N RoIs alone (default: all)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="default: outputs/NAME of the file"
+    )
+    parser.add_argument("--opts", metavar="KEY VALUE", nargs="+", default=[], help="for RUN")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See `crbp_d2.engine.Command`."""
+    at_least_one("--rois", arguments.rois)
+    bench = read_bench(arguments.file)
+    arms = choose_arms(bench.arms, arguments.arms)
+    output = arguments.output or Path("outputs") / arguments.file.stem
+    found = load_run(arguments.run, arguments.opts)
+    learning, scoring = (
+        cached_rois(found, names, progress=tqdm)
+        for names in (tuple(found.cfg.DATASETS.TRAIN), (found.data_set,))
+    )
+    learning = learning.select(torch.arange(min(arguments.rois or len(learning), len(learning))))
+    outcomes = []
+    jobs = [(seed, arm) for seed in arguments.seeds for arm in arms]
+    for number, (seed, arm) in enumerate(jobs, start=1):
+        title = f"{number} of {len(jobs)}: {arm.label}, seed {seed}"
+        outcome = outcome_of(
+            arm,
+            bench,
+            (learning, scoring),
+            num_classes=found.cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            seed=seed,
+            folder=output,
+            progress=partial(tqdm, desc=title),
+        )
+        outcomes.append(outcome)
+        table = "\n".join(markdown(bench, outcomes)) + "\n"
+        write_whole(output / "table.md", table.encode())
+    made_on = ", ".join(f"{key} {value}" for key, value in machine().items())
+    sys.stdout.write(
+        f"{table}\n{len(learning)} RoIs to learn from, {len(scoring)} to score on; {made_on}.\n"
+    )
