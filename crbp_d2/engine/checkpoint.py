@@ -12,8 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from crbp_d2.core import ConfigurationError
-
-from .reading import is_counter, read_checkpoint, said
+from crbp_d2.weights import is_counter, read_checkpoint, said
 
 # What Detectron2 once saved with every model, and now computes from the config.
 _COMPUTED = ("pixel_mean", "pixel_std")

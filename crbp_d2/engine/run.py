@@ -121,11 +121,17 @@ def make_paths_absolute(cfg: CfgNode) -> None:
     """Let the paths of a config no longer depend on the folder it is used from.
 
     Args:
-        cfg: changed in place. Addresses, as `detectron2://...`, stay as they are.
+        cfg: changed in place. Addresses, as `detectron2://...`, and names of
+            timm's weights stay as they are.
     """
-    for node, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS"), (cfg.DATASETS, "FILE")):
+    for node, key in (
+        (cfg, "OUTPUT_DIR"),
+        (cfg.MODEL, "WEIGHTS"),
+        (cfg.MODEL.TIMM, "WEIGHTS"),
+        (cfg.DATASETS, "FILE"),
+    ):
         path = node[key]
-        if path and "://" not in path:
+        if path and "://" not in path and path not in ("timm", "package"):
             node[key] = os.path.abspath(os.path.expanduser(path))
 
 

@@ -30,11 +30,11 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
 from crbp_d2.evaluation import build_evaluator
+from crbp_d2.weights import said
 
 from .checkpoint import Checkpointer
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
-from .reading import said
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,8 @@
 
 Importing this package registers the mask head `RecurrentMaskHead` (`MODEL.ROI_MASK_HEAD.NAME`), the
 semantic heads `RecurrentSemSegHead` and `FeedForwardSemSegHead` (`MODEL.SEM_SEG_HEAD.NAME`), and
-the backbone `GaborStem` (`MODEL.BACKBONE.NAME`).
+the backbones `GaborStem`, `build_timm_backbone` and `build_timm_fpn_backbone`
+(`MODEL.BACKBONE.NAME`).
 """
 
 from crbp_d2.modeling.mask_head import RecurrentMaskHead  # registers RecurrentMaskHead
@@ -12,6 +13,11 @@ from crbp_d2.modeling.sem_seg_head import (  # registers both heads
     RecurrentSemSegHead,
 )
 from crbp_d2.modeling.stem import GaborStem  # registers GaborStem
+from crbp_d2.modeling.timm_backbone import (  # registers both builders
+    TimmBackbone,
+    build_timm_backbone,
+    build_timm_fpn_backbone,
+)
 
 __all__ = [
     "FeedForwardSemSegHead",
@@ -20,4 +26,7 @@ __all__ = [
     "Recipe",
     "RecurrentMaskHead",
     "RecurrentSemSegHead",
+    "TimmBackbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
 ]

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from crbp_d2.core import ConfigurationError
 from crbp_d2.engine import load_model
 from crbp_d2.engine.checkpoint import Checkpointer
-from crbp_d2.engine.reading import read_checkpoint
+from crbp_d2.weights import read_checkpoint
 from tests.engine.runs import change_weights, train
 from tests.modeling.conftest import load_config  # noqa: F401  a fixture
 

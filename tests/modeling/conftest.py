@@ -18,7 +18,7 @@ def load_config() -> Callable[..., CfgNode]:
     """A config of the repository with overrides, on the CPU and without weights to fetch."""
 
     def load(name: str, *overrides: object) -> CfgNode:
-        usual = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+        usual = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", ""]
         return read_config(str(CONFIGS / name), [*usual, *overrides])
 
     return load

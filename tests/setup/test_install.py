@@ -120,7 +120,12 @@ def test_an_empty_environment_of_our_own_gets_everything_as_pinned(checkout: Che
     assert [call["constraints"] for call in (tools, main, bare)] == [pinned] * 3
     assert tools["arguments"][-2:] == ["setuptools", "wheel"]
     wanted = main["arguments"][main["arguments"].index("-c") + 2 :]
-    assert wanted[:4] == ["--no-build-isolation", "-e", ".[dev,viz,deq,docs]", "torchvision"]
+    assert wanted[:4] == [
+        "--no-build-isolation",
+        "-e",
+        ".[dev,viz,deq,pretrained,docs]",
+        "torchvision",
+    ]
     # A copy, because building would leave litter in the checkout.
     assert Path(wanted[4]).name == "detectron2_alias"
     assert not Path(wanted[4]).is_relative_to(checkout.folder)
@@ -135,7 +140,7 @@ def test_what_is_there_is_not_asked_for(checkout: Checkout):
     checkout.add_distribution("torch", "2.3.0")
     assert checkout.install().returncode == 0
     (call,) = checkout.pip_calls()
-    assert call["arguments"][-3:] == ["-e", ".[dev,viz,deq,docs]", "torchvision"]
+    assert call["arguments"][-3:] == ["-e", ".[dev,viz,deq,pretrained,docs]", "torchvision"]
     assert "torch==2.3.0" in call["constraints"].splitlines()
     assert "torchvision==" not in call["constraints"]
 

@@ -1,0 +1,5 @@
+"""Weights from files of other people's: read without running what they hold."""
+
+from crbp_d2.weights.reading import is_counter, read_checkpoint, said
+
+__all__ = ["is_counter", "read_checkpoint", "said"]
