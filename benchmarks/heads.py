@@ -10,13 +10,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 import crbp_d2.modeling  # noqa: F401  registers the recurrent mask head
 from benchmarks.memory import bytes_saved_by
 from benchmarks.roi_features import RoIs
-from crbp_d2.analysis.comparison import Arm, read_arms, require_keys
+from crbp_d2.analysis.arms import Arm, read_arms, read_yaml, require_keys
 from crbp_d2.analysis.outputs import change_since
 from crbp_d2.config import final_node, read_config
 from crbp_d2.core import ConfigurationError, Parts, Recurrence, from_parts, spectral_radius
@@ -62,12 +61,7 @@ def read_bench(path: Path) -> Bench:
     Raises:
         ConfigurationError: there is no such file, or it has another form.
     """
-    if not path.is_file():
-        raise ConfigurationError(f"{path}: no such file; name one of arms")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path}: can't be read as YAML ({error})") from error
+    content = read_yaml(path)
     needed = {"iterations": int, "batch": int, "learning_rate": float, "arms": dict}
     require_keys(content, needed, str(path), optional={"set": dict})
     arms = read_arms(content["arms"], path, common=content.get("set", {}))
@@ -275,7 +269,7 @@ def outcome_of(
     settings = json.loads(
         json.dumps(
             {
-                **{"config": arm.config.name, "set": dict(arm.overrides)},
+                **arm.settings(),
                 **{"iterations": bench.iterations, "batch": bench.batch},
                 **{"learning_rate": bench.learning_rate},
                 "rois": [len(one) for one in rois],
@@ -289,7 +283,7 @@ def outcome_of(
                 f"{path}: was trained with {kept.settings}, but the arm is {settings} now; remove "
                 "the file, or name another --output"
             )
-        return kept
+        return replace(kept, label=arm.label)
     learning, scoring = rois
     head, milliseconds, saved = train_head(
         arm, bench, learning, num_classes=num_classes, seed=seed, progress=progress

@@ -22,13 +22,16 @@ example, learning algorithms on the quick Pathfinder task:
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from crbp_d2.analysis.commands.arguments import at_least_one
-from crbp_d2.analysis.comparison import markdown, read_comparison, train_all
+from crbp_d2.analysis.arms import distinct_seeds
+from crbp_d2.analysis.commands.arguments import at_least_one, require_folder
+from crbp_d2.analysis.comparison import Outcome, markdown, read_comparison, train_all
+from crbp_d2.analysis.processes import Failed
 from crbp_d2.data.storage import write_whole
 from crbp_d2.launch import run_alone
 
@@ -48,18 +51,30 @@ def main() -> None:
         "--output", type=Path, metavar="FOLDER", help="default: outputs/NAME of the file"
     )
     arguments = parser.parse_args()
+    # As Ctrl-C: trainings end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     output = arguments.output or Path("outputs") / arguments.file.stem
+    found: list[Outcome] = []
+    failed: list[Failed] = []
     try:
         at_least_one("--jobs", arguments.jobs)
         comparison = read_comparison(arguments.file)
         arms = comparison.chosen(arguments.arms)
-        outcomes = train_all(comparison, arms, arguments.seeds, output, jobs=arguments.jobs)
-        found = list(tqdm(outcomes, "models", len(arms) * len(arguments.seeds)))
-    except (ValueError, KeyError) as error:
+        seeds = distinct_seeds(arguments.seeds)
+        require_folder(output)
+        outcomes = train_all(comparison, arms, seeds, output, jobs=arguments.jobs)
+        for outcome in tqdm(outcomes, "models", len(arms) * len(seeds)):
+            if isinstance(outcome, Failed):
+                failed.append(outcome)
+            else:
+                found.append(outcome)
+    except (ValueError, KeyError, OSError) as error:
         parser.error(str(error.args[0] if error.args else error))
     table = "\n".join(markdown(comparison, found)) + "\n"
     write_whole(output / "table.md", table.encode())
     sys.stdout.write(table)
+    if failed:
+        sys.exit("\n".join(f"{one.label}: {one.reason}" for one in failed))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from benchmarks.heads import markdown, outcome_of, read_bench
 from benchmarks.measure import machine
 from benchmarks.roi_features import cached_rois
-from crbp_d2.analysis.commands.arguments import at_least_one
-from crbp_d2.analysis.comparison import choose_arms
+from crbp_d2.analysis.arms import choose_arms, distinct_seeds
+from crbp_d2.analysis.commands.arguments import at_least_one, require_folder
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.data.storage import write_whole
 
@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     bench = read_bench(arguments.file)
     arms = choose_arms(bench.arms, arguments.arms)
     output = arguments.output or Path("outputs") / arguments.file.stem
+    require_folder(output)
     found = load_run(arguments.run, arguments.opts)
     learning, scoring = (
         cached_rois(found, names, progress=tqdm)
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     learning = learning.select(torch.arange(min(arguments.rois or len(learning), len(learning))))
     outcomes = []
-    jobs = [(seed, arm) for seed in arguments.seeds for arm in arms]
+    jobs = [(seed, arm) for seed in distinct_seeds(arguments.seeds) for arm in arms]
     for number, (seed, arm) in enumerate(jobs, start=1):
         title = f"{number} of {len(jobs)}: {arm.label}, seed {seed}"
         outcome = outcome_of(

@@ -1,26 +1,27 @@
-"""Arms of a comparison, each a config and overrides, trained over several seeds for one table."""
+"""A comparison: arms trained over several seeds, for one table."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
 
+from crbp_d2.analysis.arms import Arm, choose_arms, read_arms, read_yaml, require_keys
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.outputs import Batch, find_recurrence
+from crbp_d2.analysis.processes import Failed, in_processes
 from crbp_d2.analysis.stability import radius_after
 from crbp_d2.analysis.steps import (
     CONTOUR,
@@ -30,40 +31,14 @@ from crbp_d2.analysis.steps import (
     scores_of,
     step_evaluators,
 )
-from crbp_d2.config import final_node, read_config
+from crbp_d2.config import final_node
 from crbp_d2.core import ConfigurationError, Recurrence
-from crbp_d2.core.errors import did_you_mean
 from crbp_d2.data import ensure_prepared
-from crbp_d2.data.loaders import require_registered
+from crbp_d2.data.loaders import is_pathfinder, require_registered
 from crbp_d2.data.storage import write_json
 
 RADIUS_SAMPLES = 8
 """Images or RoIs whose spectral radius is taken."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One line of the table.
-
-    Attributes:
-        label: its name.
-        config: file.
-        overrides: key of the config -> value.
-    """
-
-    label: str
-    config: Path
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def opts(self) -> list[Any]:
-        """The overrides as `KEY VALUE ...`."""
-        return [word for pair in self.overrides.items() for word in pair]
-
-    def folder(self, output: Path, seed: int) -> Path:
-        """The `OUTPUT_DIR` of its training with a seed, below that of the comparison."""
-        name = "".join(letter if letter.isalnum() else "_" for letter in self.label)
-        return output / f"{name}_{seed}"
 
 
 @dataclass(frozen=True)
@@ -89,20 +64,6 @@ class Comparison:
         return choose_arms(self.arms, labels)
 
 
-def choose_arms(arms: Mapping[str, Arm], labels: Sequence[str] | None) -> list[Arm]:
-    """Some of the arms, or all, in the order of the file.
-
-    Raises:
-        ConfigurationError: there is none of such a label.
-    """
-    for label in labels or ():
-        if label not in arms:
-            raise ConfigurationError(
-                f"there is no arm {label!r}; choose from {', '.join(map(repr, arms))}"
-            )
-    return [arm for label, arm in arms.items() if not labels or label in labels]
-
-
 def read_comparison(path: Path) -> Comparison:
     """The comparison that a YAML file describes: see `benchmarks/pathfinder_tiny.yaml`.
 
@@ -113,79 +74,13 @@ def read_comparison(path: Path) -> Comparison:
         ConfigurationError: there is no such file, it has another form, or a config or a key of one
             is unknown.
     """
-    if not path.is_file():
-        raise ConfigurationError(f"{path}: no such file; name one of arms")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path}: can't be read as YAML ({error})") from error
+    content = read_yaml(path)
     require_keys(content, {"data": str, "score": str, "arms": dict}, str(path))
     if content["score"] not in CONTOUR + PANOPTIC:
         raise ConfigurationError(
             f"{path}: score {content['score']!r} is none of {', '.join(CONTOUR + PANOPTIC)}"
         )
     return Comparison(content["data"], content["score"], read_arms(content["arms"], path))
-
-
-def read_arms(
-    content: Mapping[str, Any], path: Path, common: Mapping[str, Any] | None = None
-) -> dict[str, Arm]:
-    """The arms of a file, by label.
-
-    Args:
-        content: label -> `config`, whose path begins at the folder of the file, and `set`.
-        path: of the file.
-        common: what is set in all of them, where they don't say otherwise.
-
-    Raises:
-        ConfigurationError: an arm has another form, or a config or a key of one is unknown.
-    """
-    arms: dict[str, Arm] = {}
-    for label, entry in content.items():
-        place = f"{path}, arm {label!r}"
-        require_keys(entry, {"config": str}, place, optional={"set": dict})
-        settings = {**(common or {}), **entry.get("set", {})}
-        arm = Arm(str(label), path.parent / entry["config"], settings)
-        try:
-            read_config(str(arm.config), arm.opts)
-        except (ConfigurationError, KeyError) as error:
-            raise ConfigurationError(f"{place}: {error.args[0]}") from error
-        arms[arm.label] = arm
-    return arms
-
-
-def require_keys(
-    content: Any, needed: Mapping[str, type], place: str, optional: Mapping[str, type] | None = None
-) -> None:
-    """Refuse keys of a file that are missing, unknown or of another type.
-
-    Args:
-        content: what stands there.
-        needed: key -> type of its value.
-        place: for the message.
-        optional: likewise.
-
-    Raises:
-        ConfigurationError: naming place, key and cure.
-    """
-    allowed = {**needed, **(optional or {})}
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{place}: must have the keys {', '.join(allowed)}")
-    for key in content:
-        if key not in allowed:
-            raise ConfigurationError(
-                f"{place}: unknown key {key!r}; {did_you_mean(str(key), allowed) or 'remove it'}"
-            )
-    for key, kind in allowed.items():
-        if key in needed and key not in content:
-            raise ConfigurationError(f"{place}: lacks the key {key!r}; add it")
-        if not isinstance(content.get(key, kind()), kind):
-            raise ConfigurationError(
-                f"{place}: {key} is {content[key]!r}, must be a {_KINDS[kind]}"
-            )
-
-
-_KINDS = {str: "string", dict: "mapping", int: "whole number", float: "number"}
 
 
 @dataclass(frozen=True)
@@ -212,25 +107,28 @@ class Outcome:
     radius: list[float] | None
 
 
-def train_one(data: str, arm: Arm, seed: int, folder: Path) -> Outcome:
+def train_one(data: str, score: str, arm: Arm, seed: int, folder: Path) -> Outcome:
     """Train and measure one model on one core; read from `folder` if that was done before.
 
     Args:
         data: the data set to score on.
+        score: that the table is to show.
         arm: what to train.
         seed: of weights and data order.
         folder: `OUTPUT_DIR`.
 
     Raises:
-        ConfigurationError: what the folder holds was trained otherwise.
+        ConfigurationError: what the folder holds was trained otherwise, or the data have no such
+            score.
     """
     # Detectron2's engine is imported in the process that trains.
     from crbp_d2.engine import Trainer, argument_parser, save_config, setup
 
     result = folder / "outcome.json"
-    settings = {"config": arm.config.name, "set": dict(arm.overrides), "data": data}
+    settings = {**arm.settings(), "data": data}
     if result.is_file():
-        return _read_outcome(result, settings)
+        # An arm may have got another label since.
+        return replace(_read_outcome(result, settings), label=arm.label)
     torch.set_num_threads(1)
     common = ("OUTPUT_DIR", folder, "SEED", seed, "DATASETS.TEST", "()")
     cfg = setup(
@@ -238,9 +136,9 @@ def train_one(data: str, arm: Arm, seed: int, folder: Path) -> Outcome:
             ["--config-file", str(arm.config), *map(str, (*arm.opts, *common))]
         )
     )
-    require_registered(data, "data")
-    ensure_prepared(data)
+    require_scorable(data, score)
     trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
     save_config(cfg)
     begin = time.process_time()
     trainer.train()
@@ -250,6 +148,20 @@ def train_one(data: str, arm: Arm, seed: int, folder: Path) -> Outcome:
     outcome = Outcome(arm.label, seed, settings, minutes, *measured)
     write_json(result, asdict(outcome))
     return outcome
+
+
+def require_scorable(data: str, score: str) -> None:
+    """The data set can be scored, and by that score: known before anything is trained.
+
+    Raises:
+        ConfigurationError, DatasetError: naming data set or score.
+    """
+    require_registered(data, "data")
+    ensure_prepared(data)
+    step_evaluators(data)
+    known = CONTOUR if is_pathfinder(data) else PANOPTIC
+    if score not in known:
+        raise ConfigurationError(f"score {score}: {data} is scored by {', '.join(known)}")
 
 
 def _read_outcome(path: Path, settings: Mapping[str, Any]) -> Outcome:
@@ -316,24 +228,31 @@ def train_all(
     output: Path,
     *,
     jobs: int,
-) -> Iterator[Outcome]:
+) -> Iterator[Outcome | Failed]:
     """Outcomes as they come, of all arms with all seeds, `jobs` models at a time.
 
     Those that the folder `output` has are not trained again, so an interrupted call can be
-    repeated.
+    repeated. One that fails is told, and the others go on.
     """
-    runs = [
-        (comparison.data, arm, seed, arm.folder(output, seed)) for seed in seeds for arm in arms
-    ]
-    # A process of its own for each model, as its log belongs to the process.
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        yield from pool.imap_unordered(_train_one, runs, chunksize=1)
+    tasks = {
+        f"{arm.label}, seed {seed}": partial(
+            _train_quietly,
+            comparison.data,
+            comparison.score,
+            arm,
+            seed,
+            arm.folder(output, seed),
+        )
+        for seed in seeds
+        for arm in arms
+    }
+    yield from in_processes(tasks, jobs)
 
 
-def _train_one(run: tuple[str, Arm, int, Path]) -> Outcome:
+def _train_quietly(*arguments: Any) -> Outcome:
     # What several say at a time nobody can read: each has it in its log.txt.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        return train_one(*run)
+        return train_one(*arguments)
 
 
 def markdown(comparison: Comparison, outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -350,10 +269,9 @@ def markdown(comparison: Comparison, outcomes: Sequence[Outcome]) -> Iterator[st
         if not runs:
             continue
         of_seeds = [run.scores[score] for run in runs]
-        medians = [statistics.median(values) for values in zip(*of_seeds, strict=True)]
-        at_t = [values[1] for values in of_seeds]
-        spread = f" ({min(at_t):{form}}-{max(at_t):{form}})"
-        cells = [f"{value:{form}}{spread if i == 1 else ''}" for i, value in enumerate(medians)]
+        cells = [_median_of(values, form) for values in zip(*of_seeds, strict=True)]
+        at_t = [values[1] for values in of_seeds if not math.isnan(values[1])]
+        cells[1] += f" ({min(at_t):{form}}-{max(at_t):{form}})" if at_t else ""
         cells += [_median(runs, "change", 0, ".4f"), _median(runs, "change", 1, ".5f")]
         cells.append(f"{_median(runs, 'radius', 0, '.2f')} / {_median(runs, 'radius', 1, '.2f')}")
         cells.append(f"{statistics.median(run.minutes for run in runs):.1f}")
@@ -365,4 +283,10 @@ def _median(runs: Sequence[Outcome], name: str, position: int, form: str) -> str
     values = [getattr(run, name) for run in runs]
     if any(value is None for value in values):
         return "-"
-    return format(statistics.median(value[position] for value in values), form)
+    return _median_of([value[position] for value in values], form)
+
+
+def _median_of(values: Sequence[float], form: str) -> str:
+    """Of those that are numbers: some have nothing to score, or no RoI."""
+    known = [value for value in values if not math.isnan(value)]
+    return format(statistics.median(known), form) if known else "-"

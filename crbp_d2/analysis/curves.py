@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from crbp_d2.analysis.figures import COLOURS, STYLE, line_style, new_figure
+from crbp_d2.analysis.figures import COLOURS, STYLE, line_style, new_figure, plain
 from crbp_d2.analysis.published import final_scores
-from crbp_d2.analysis.runs import require_different_labels, split_label
+from crbp_d2.analysis.runs import is_checkpoint, require_different_labels, split_label
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import write_whole
@@ -123,7 +123,8 @@ def read_log(text: str) -> TrainingLog:
     Raises:
         ConfigurationError: a file is missing, or nothing was logged.
     """
-    label, folder = split_label(text)
+    label, named = split_label(text)
+    folder = named.parent if is_checkpoint(named) else named
     path = folder / "metrics.json"
     for needed in (path, folder / "config.yaml"):
         if not needed.is_file():
@@ -253,7 +254,8 @@ def draw_curves(
             axis.set_xlabel("images seen" if images else "iteration")
             axis.tick_params(labelbottom=True)
         handles = [
-            Line2D([], [], label=run.label, **line_style(index)) for index, run in enumerate(runs)
+            Line2D([], [], label=plain(run.label), **line_style(index))
+            for index, run in enumerate(runs)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(runs), columns))
     return figure

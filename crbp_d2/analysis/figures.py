@@ -48,6 +48,13 @@ def new_figure(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure,
     return figure, list(axes.flat)
 
 
+def plain(label: str) -> str:
+    """A label as it is: matplotlib would set what stands between dollars as an equation, and leave
+    one that begins with _ out of a legend."""
+    text = label.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def line_style(index: int) -> dict[str, Any]:
     """Colour and marker of the line number `index`, which also differ in grey."""
     return {

@@ -20,7 +20,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from crbp_d2.analysis.figures import STYLE, new_figure, save_figure
+from crbp_d2.analysis.figures import STYLE, new_figure, plain, save_figure
 from crbp_d2.analysis.images import ContourSample, PanopticTruth, model_input
 from crbp_d2.analysis.outputs import outputs_at
 from crbp_d2.analysis.runs import Run
@@ -175,7 +175,7 @@ def claim_figure(
         axes[0].set_title("image")
         for axis, (label, claimed, trained) in zip(axes[1:], claims, strict=False):
             axis.imshow(claim_colours(image, claimed, last))
-            axis.set_title(label)
+            axis.set_title(plain(label))
             _step_bar(figure, axis, last, trained)
         if mask is not None:
             axes[-1].imshow(255 * mask, **grey)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,8 @@ def load_run(
     label, folder, weights = _found(text)
     # What is named wins over what is found.
     is_named = "MODEL.WEIGHTS" in overrides
+    if is_named and is_checkpoint(split_label(text)[1]):
+        raise ConfigurationError(f"{text}: names weights, and so does MODEL.WEIGHTS; give one")
     if not is_named and weights is None and not (folder / "last_checkpoint").is_file():
         raise ConfigurationError(
             f"{folder}: there is no model_final.pth and no earlier checkpoint; give the OUTPUT_DIR "
@@ -120,8 +122,32 @@ def load_runs(
     Raises:
         ConfigurationError: two have the same label; see `load_run`.
     """
-    require_different_labels([split_label(text)[0] for text in texts])
+    check_runs(texts, overrides, data_sets=data_sets)
     return (load_run(text, overrides, data_sets=data_sets) for text in texts)
+
+
+def check_runs(
+    texts: Sequence[str], overrides: Sequence[Any] = (), *, data_sets: Sequence[str] = ()
+) -> None:
+    """Find what is wrong with a run before others are computed: see `load_runs`."""
+    require_different_labels([split_label(text)[0] for text in texts])
+    if len(texts) > 1 and "MODEL.WEIGHTS" in overrides:
+        raise ConfigurationError("MODEL.WEIGHTS would be that of all runs; give a single one")
+    for text in texts:
+        folder = run_folder(text)
+        named = ("DATASETS.TEST", repr(tuple(data_sets))) if data_sets else ()
+        read_config(str(folder / "config.yaml"), [*overrides, *named])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is meant to be a checkpoint in the output folder of a training."""
+    return path.suffix == ".pth" and not path.is_dir()
+
+
+def is_labelled(text: str) -> bool:
+    """Whether a text is `LABEL=PATH`; see `split_label`."""
+    label, equals, _ = text.partition("=")
+    return bool(equals) and "/" not in label and not Path(text).exists()
 
 
 def run_folder(text: str) -> Path:
@@ -136,16 +162,16 @@ def run_folder(text: str) -> Path:
 def _found(text: str) -> tuple[str, Path, Path | None]:
     """Label, folder and, if it is there, the checkpoint to take."""
     label, path = split_label(text)
-    is_checkpoint = path.suffix == ".pth" and not path.is_dir()
-    folder = path.parent if is_checkpoint else path
+    named = is_checkpoint(path)
+    folder = path.parent if named else path
     if not (folder / "config.yaml").is_file():
         raise ConfigurationError(
             f"{folder}: there is no config.yaml; give the OUTPUT_DIR of a training"
         )
-    if is_checkpoint and not path.is_file():
+    if named and not path.is_file():
         raise ConfigurationError(f"{path}: there is no such checkpoint")
     final = folder / "model_final.pth"
-    return label, folder, path if is_checkpoint else final if final.is_file() else None
+    return label, folder, path if named else final if final.is_file() else None
 
 
 def _prepare(cfg: CfgNode, *, needs_data: bool) -> None:
@@ -172,8 +198,8 @@ def split_label(text: str) -> tuple[str, Path]:
         text: `PATH` is a folder, or a file in the folder that gives the label. What exists as a
             path is one, also with an equals sign in it.
     """
-    label, equals, path = text.partition("=")
-    if equals and "/" not in label and not Path(text).exists():
+    if is_labelled(text):
+        label, _, path = text.partition("=")
         return label, Path(path)
     found = Path(text)
     folder = found.resolve() if found.is_dir() or not found.suffix else found.resolve().parent
@@ -194,4 +220,20 @@ def require_different_labels(labels: Sequence[str], form: str = "LABEL=RUN") -> 
     if repeated:
         raise ConfigurationError(
             f"several runs are called {', '.join(repeated)}; name them, as {form}"
+        )
+
+
+def require_shared(data_sets: Mapping[str, str]) -> None:
+    """Runs that are compared image by image have the same data.
+
+    Args:
+        data_sets: of each run, by label.
+
+    Raises:
+        ConfigurationError: they differ.
+    """
+    if len(set(data_sets.values())) > 1:
+        listed = ", ".join(f"{label} has {name}" for label, name in data_sets.items())
+        raise ConfigurationError(
+            f"DATASETS.TEST differs: {listed}; name one data set for all with --dataset"
         )

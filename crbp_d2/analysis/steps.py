@@ -276,6 +276,8 @@ def parse_steps(text: str, trained: int) -> list[int]:
         if match:
             steps.add(int(match[1] or 1) * trained // int(match[2] or 1))
         elif first.isdecimal() and (last.isdecimal() or part == first):
+            if int(last or first) < int(first):
+                raise ConfigurationError(f"--steps: {part!r} ends before it begins")
             steps.update(range(int(first), int(last or first) + 1))
         else:
             raise ConfigurationError(
@@ -314,18 +316,24 @@ def read_csv(path: Path) -> dict[str, Evaluated]:
         ConfigurationError: there is no such file, or it is another one.
     """
     try:
-        lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        text = path.read_text(encoding="utf-8-sig")
+        if text and not text.endswith("\n"):
+            raise ValueError("the last line was cut")
+        lines = list(csv.DictReader(io.StringIO(text, newline="")))
         found: dict[str, Evaluated] = {}
         for line in lines:
             label, name = line.pop("run"), line.pop("data set")
             trained, step = int(line.pop("trained steps")), int(line.pop("step"))
             change = float(line.pop("change"))
             scores = {key: float(value) for key, value in line.items()}
+            if step < 1 or tuple(scores) not in (CONTOUR, PANOPTIC):
+                raise ValueError(f"a step {step} with the scores {', '.join(scores)}")
             run = found.setdefault(label, Evaluated(trained, {}))
             run.scores.setdefault(name, []).append(StepScores(step, scores, change))
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ConfigurationError(
-            f"{path}: not a steps.csv of `tools/analyze.py steps`; give the run itself"
+            f"{path}: not a whole steps.csv of `tools/analyze.py steps` ({error}); give "
+            "the run itself"
         ) from error
     if not found:
         raise ConfigurationError(f"{path}: holds no scores; give the run itself")

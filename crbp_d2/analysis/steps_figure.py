@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from crbp_d2.analysis.figures import COLOURS, line_style, new_figure, save_figure, styled
+from crbp_d2.analysis.figures import COLOURS, line_style, new_figure, plain, save_figure, styled
 from crbp_d2.analysis.steps import PANOPTIC, Evaluated, StepScores
 
 TITLES = {
@@ -97,7 +97,7 @@ def write_figure(
 def _line(panel: Axes, index: int, curve: Curve, values: Sequence[float]) -> None:
     steps = [one.step for one in curve.entries]
     style = line_style(index)
-    panel.plot(steps, values, label=curve.label, **style)
+    panel.plot(steps, values, label=plain(curve.label), **style)
     if curve.trained_steps in steps:
         value = values[steps.index(curve.trained_steps)]
         panel.plot(

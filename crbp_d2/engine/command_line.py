@@ -50,8 +50,9 @@ def run_command(
     arguments = program.parse_args(words)
     try:
         arguments.command.run(arguments)
-    except (ValueError, KeyError) as error:
-        arguments.parser.error(str(error.args[0] if error.args else error))
+    except (ValueError, KeyError, OSError) as error:
+        # A KeyError puts its message in quotes.
+        arguments.parser.error(str(error.args[0] if isinstance(error, KeyError) else error))
 
 
 class KeyValueParser(argparse.ArgumentParser):

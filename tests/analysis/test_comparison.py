@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from crbp_d2.analysis.arms import Arm, distinct_seeds
 from crbp_d2.analysis.comparison import (
     Comparison,
     Outcome,
@@ -20,7 +23,9 @@ from crbp_d2.analysis.comparison import (
     train_all,
     train_one,
 )
+from crbp_d2.analysis.processes import Failed, in_processes
 from crbp_d2.core import ConfigurationError
+from crbp_d2.data import DatasetError
 from tests.analysis.page_runs import SMALLER
 from tests.data.panoptic_data import write_panoptic
 from tests.modeling.conftest import CONFIGS
@@ -59,6 +64,13 @@ def test_the_comparison_of_the_documentation_is_whole():
     [
         ({"scores": "F1"}, "unknown key 'scores'; did you mean score"),
         ({"score": "AP"}, "score 'AP' is none of F1, "),
+        ({"arms": {}}, "arms is empty"),
+        ({"arms": {1: {"config": "c.yaml"}}}, "arm 1: a label must be a string"),
+        (
+            {"arms": {"a b": {"config": "c.yaml"}, "a_b": {"config": "c.yaml"}}},
+            "arm 'a_b': would be trained in the folder of 'a b'",
+        ),
+        ({"arms": {"a": {"config": "c.yaml", "set": {"SEED": 3}}}}, "SEED is set for all arms"),
         ({"arms": ["a"]}, "arms is .* must be a mapping"),
         ({"arms": {"a": {}}}, "arm 'a': lacks the key 'config'"),
         ({"arms": {"a": {"config": "absent.yaml"}}}, "arm 'a': .*absent.yaml"),
@@ -78,7 +90,7 @@ def test_a_mistake_in_the_file_is_named_before_anything_is_trained(change, messa
 
 
 def test_what_is_no_comparison_is_named(tmp_path):
-    for content in ("[1]", "a: [", "data: x\n"):
+    for content in ("[1]", "a: [", "data: x\n", "data: x\ndata: y\n"):
         (tmp_path / "arms.yaml").write_text(content)
         with pytest.raises(ConfigurationError, match=r"arms\.yaml: "):
             read_comparison(tmp_path / "arms.yaml")
@@ -109,6 +121,65 @@ def test_the_table_has_medians_and_the_range_at_t():
     assert "| - | - | - / - |" in line
 
 
+def test_scores_that_are_none_leave_the_median_to_the_others_in_any_order():
+    comparison = Comparison("d", "F1", {"a": None})
+    runs = [outcome(seed, [value] * 4) for seed, value in ((1, 0.5), (2, math.nan), (3, 0.7))]
+    tables = {tuple(markdown(comparison, order)) for order in itertools.permutations(runs)}
+    assert len(tables) == 1
+    ((*_, line),) = tables
+    assert "| 0.600 | 0.600 (0.500-0.700) |" in line and line.endswith("| 1, 2, 3 |")
+    *_, line = markdown(comparison, [outcome(1, [math.nan] * 4)])
+    assert line.startswith("| a | - | - | - | - |")
+
+
+@pytest.mark.parametrize("seeds", [[5, 5], [-1], [1, 2, 1]])
+def test_seeds_are_different_numbers_from_zero(seeds):
+    with pytest.raises(ConfigurationError, match="--seeds .*different numbers from 0"):
+        distinct_seeds(seeds)
+
+
+def test_a_config_that_says_something_else_is_another_arm(tmp_path):
+    config = tmp_path / "c.yaml"
+    digests = []
+    for steps in (2, 3):
+        own = f"CRBP: {{SOLVER: {{STEPS: {steps}, SPREAD: 0}}}}"
+        config.write_text(f"_BASE_: {QUICK}/pathfinder_crbp.yaml\n{own}\n")
+        digests.append(Arm("a", config).settings()["digest"])
+    assert digests[0] != digests[1]
+
+
+def test_data_without_the_score_are_refused_before_training(tmp_path):
+    one = Arm("a", QUICK / "pathfinder_crbp.yaml", SHORT)
+    for data, score, message in (
+        ("pathfinder_tiny_val", "PQ", "score PQ: pathfinder_tiny_val is scored by F1"),
+        ("pathfinder_tini_val", "F1", "no data set is registered .*did you mean"),
+    ):
+        with pytest.raises((ConfigurationError, DatasetError), match=message):
+            train_one(data, score, one, 1, tmp_path / "out")
+    assert not (tmp_path / "out" / "model_final.pth").exists()
+
+
+def _ends() -> None:
+    os._exit(9)
+
+
+def _fails() -> None:
+    raise ValueError("too few")
+
+
+def _works() -> int:
+    return 3
+
+
+@pytest.mark.slow
+def test_tasks_that_fail_or_are_killed_are_named_and_the_others_go_on():
+    tasks = {"killed": _ends, "wrong": _fails, "right": _works}
+    found = list(in_processes(tasks, 1))
+    assert found == [
+        Failed("killed", "its process ended with 9"), Failed("wrong", "ValueError: too few"), 3,
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_arms_are_trained_once_and_an_interrupted_call_goes_on(tmp_path):
     arms = {
@@ -119,6 +190,7 @@ def test_arms_are_trained_once_and_an_interrupted_call_goes_on(tmp_path):
     comparison = read_comparison(file)
     (first,) = train_all(comparison, comparison.chosen(["feed-forward"]), [7], output, jobs=1)
     assert first.change is None and len(set(first.scores["F1"])) == 1
+    first_overrides = comparison.arms["feed-forward"].overrides
     kept = output / "feed_forward_7" / "outcome.json"
     written = kept.stat().st_mtime_ns
     tool = [sys.executable, CONFIGS.parent / "tools" / "compare.py", file, "--output", output]
@@ -129,9 +201,11 @@ def test_arms_are_trained_once_and_an_interrupted_call_goes_on(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and lines[2].startswith("| C-RBP, few | 0.")
     assert lines[2].endswith("| 7 |") and lines[3].startswith("| feed-forward | 0.")
-    other = replace(comparison.arms["feed-forward"], overrides={"SEED": 5})
+    other = replace(
+        comparison.arms["feed-forward"], overrides={**first_overrides, "CRBP.CELL.CHANNELS": 3}
+    )
     with pytest.raises(ConfigurationError, match=r"was trained with .*name another --output"):
-        train_one(comparison.data, other, 7, output / "feed_forward_7")
+        train_one(comparison.data, "F1", other, 7, output / "feed_forward_7")
 
 
 @pytest.mark.slow
@@ -149,7 +223,7 @@ def test_panoptic_models_are_compared_by_their_scores(tmp_path, monkeypatch):
     comparison = read_comparison(
         write(tmp_path / "arms.yaml", arms, data="compared", score="mask_AP")
     )
-    found = train_one("compared", comparison.arms["head"], 1, tmp_path / "out")
+    found = train_one("compared", "PQ", comparison.arms["head"], 1, tmp_path / "out")
     assert len(found.scores["PQ"]) == 4 and found.settings["data"] == "compared"
     assert found.radius is not None and len(found.radius) == 2
     assert all(value > 0 or math.isnan(value) for value in found.radius)

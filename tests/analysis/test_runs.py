@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,14 @@ import torch
 import yaml
 from detectron2.modeling import build_model
 
-from crbp_d2.analysis.runs import load_run, require_different_labels, split_label
+from crbp_d2.analysis.commands.arguments import own_folders
+from crbp_d2.analysis.runs import (
+    load_run,
+    load_runs,
+    require_different_labels,
+    require_shared,
+    split_label,
+)
 from crbp_d2.core import ConfigurationError
 from tests.modeling.conftest import CONFIGS, load_config  # noqa: F401  a fixture
 
@@ -108,6 +116,45 @@ def test_a_command_asks_for_the_data_set_that_a_run_lacks(command, folder):
     )
     assert done.returncode == 2 and "name a data set with --dataset" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def arguments(*runs: object, output: Path | None = None) -> argparse.Namespace:
+    return argparse.Namespace(runs=list(map(str, runs)), output=output)
+
+
+def test_files_about_each_run_have_a_folder_of_their_own(folder, tmp_path):
+    assert own_folders(arguments(folder)) == {"run_0.5": folder}
+    both = (f"a={folder}", f"b={folder}")
+    assert own_folders(arguments(*both, output=tmp_path / "new")) == {
+        "a": tmp_path / "new" / "a", "b": tmp_path / "new" / "b",
+    }  # fmt: skip
+    file = folder / "config.yaml"
+    (folder / "model_0000009.pth").touch()
+    for given, message in (
+        (arguments(*both), "b=.*would take the place of those of another run; name --output"),
+        (arguments(folder / "model_0000009.pth"), "one of its checkpoints .* name --output"),
+        (arguments(folder, output=file / "x"), "config.yaml is a file; name a folder"),
+        (arguments(folder, f"..={folder}", output=tmp_path), "can't be the name of a folder"),
+        (arguments(folder, folder, output=tmp_path), "several runs are called run_0.5"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            own_folders(given)
+
+
+def test_what_is_wrong_with_a_run_is_known_before_others_are_loaded(folder, tmp_path):
+    with pytest.raises(ConfigurationError, match="absent: there is no config"):
+        load_runs([str(folder), str(tmp_path / "absent")])
+    weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+    with pytest.raises(ConfigurationError, match="would be that of all runs"):
+        load_runs([str(folder), f"b={folder}"], weights)
+    with pytest.raises(ConfigurationError, match=r"names weights, and so does MODEL\.WEIGHTS"):
+        load_run(str(folder / "model_final.pth"), weights)
+
+
+def test_runs_of_other_data_are_not_compared():
+    require_shared({"a": "x", "b": "x"})
+    with pytest.raises(ConfigurationError, match="differs: a has x, b has y; .*--dataset"):
+        require_shared({"a": "x", "b": "y"})
 
 
 def test_labels(tmp_path):

@@ -120,8 +120,8 @@ def test_an_image_without_detections_has_no_masks_and_no_change(panoptic):
 
 def test_tables_are_read_as_they_were_written(tmp_path):
     entries = [
-        StepScores(2, {"F1": 0.5, "IoU": 1 / 3}, 0.25),
-        StepScores(4, {"F1": 1.0, "IoU": 1.0}, 0.0),
+        StepScores(2, dict.fromkeys(CONTOUR, 1 / 3), 0.25),
+        StepScores(4, dict.fromkeys(CONTOUR, 1.0), 0.0),
     ]
     runs = {
         "one, with a comma": Evaluated(2, {"a": entries, "b": entries[:1]}),
@@ -129,9 +129,20 @@ def test_tables_are_read_as_they_were_written(tmp_path):
     }
     write_csv(tmp_path / "new" / "steps.csv", runs)
     assert read_csv(tmp_path / "new" / "steps.csv") == runs
-    for content in ("a,b\n1,2\n", "run,data set,trained steps,step,change\nr,x,y,z,1\n"):
+    whole = (tmp_path / "new" / "steps.csv").read_text()
+    (tmp_path / "bom.csv").write_text(f"\ufeff{whole}")
+    assert read_csv(tmp_path / "bom.csv") == runs
+    cut, foreign = whole.rstrip("\n"), whole.replace("F1", "Foo")
+    negative = whole.replace(",2,2,", ",2,-2,")
+    for content in (
+        cut,
+        foreign,
+        negative,
+        "a,b\n1,2\n",
+        "run,data set,trained steps,step,change\nr,x,y,z,1\n",
+    ):
         (tmp_path / "other.csv").write_text(content)
-        with pytest.raises(ConfigurationError, match=r"other\.csv: not a steps\.csv"):
+        with pytest.raises(ConfigurationError, match=r"other\.csv: not a whole steps\.csv"):
             read_csv(tmp_path / "other.csv")
     (tmp_path / "other.csv").write_text("")
     with pytest.raises(ConfigurationError, match=r"other\.csv: holds no scores"):
@@ -174,6 +185,14 @@ def test_one_command_evaluates_a_panoptic_model(panoptic, shapes, tmp_path, load
     assert [one.step for one in found.scores["mine"]] == [1, 2, 3]
     assert "largest difference of a score 0" in done.stdout
     other = ("--output", tmp_path / "other", "--opts", "CRBP.CELL.NAME", "conv_lstm")
+    for wrong, message in (
+        ((run, tmp_path / "absent"), "absent: there is no config.yaml"),
+        ((run, f"b={run}", "--opts", "MODEL.WEIGHTS", "x.pth"), "would be that of all runs"),
+        ((run / "model_final.pth",), "name --output"),
+    ):
+        done = steps(*wrong, *given, *(() if len(wrong) == 1 else ("--output", tmp_path / "no")))
+        assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]
+        assert not (tmp_path / "no").exists()
     done = steps(run, *given, *other)
     assert done.returncode == 2 and "of another architecture" in done.stderr
     assert not (tmp_path / "other").exists()
@@ -194,9 +213,16 @@ def test_runs_that_were_evaluated_before_are_drawn_beside_others(tmp_path):
     write_csv(tmp_path / "c.csv", {"panoptic": Evaluated(4, {"d": entries})})
     for arguments, message in (
         (both, "several runs need --output FOLDER"),
-        ((f"x={tmp_path}/b.csv",), "holds second, third, which have their labels there"),
+        (
+            (f"x={tmp_path}/b.csv", "--output", tmp_path),
+            "holds second, third, which have their labels there",
+        ),
         ((both[1], both[1], "--output", tmp_path), "several runs are called second, third"),
         ((both[1], tmp_path / "c.csv", "--output", tmp_path), "have no scores in common"),
+        ((both[1], "--output", tmp_path, "--steps", "3"), "only tables were given"),
+        ((both[1], "--output", tmp_path, "--published", "panoptic_R50"), "the runs have F1"),
+        ((both[1], "--output", tmp_path / "b.csv" / "x"), "b.csv is a file; name a folder"),
+        ((both[1],), "name the --output folder"),
     ):
         done = steps(*arguments)
         assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]

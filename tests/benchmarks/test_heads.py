@@ -19,7 +19,7 @@ from benchmarks.heads import (
     train_head,
 )
 from benchmarks.roi_features import RoIs, cached_rois
-from crbp_d2.analysis.comparison import Arm
+from crbp_d2.analysis.arms import Arm
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import ConfigurationError, Recurrence
 from tests.analysis.panoptic_models import tiny_model, write_run
@@ -158,7 +158,7 @@ def test_the_benchs_file_is_whole_and_its_heads_are_of_comparable_size():
     ],
 )
 def test_a_mistake_in_the_file_is_named(change, message, tmp_path):
-    content = {"iterations": 2, "batch": 2, "learning_rate": 0.1, "arms": {}, **change}
+    content = {"iterations": 2, "batch": 2, "learning_rate": 0.1, "arms": {"b": {}}, **change}
     (tmp_path / "arms.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigurationError, match=message):
         read_bench(tmp_path / "arms.yaml")

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from crbp_d2.analysis.runs import Run, run_folder, split_label
+from crbp_d2.analysis.runs import (
+    is_checkpoint,
+    require_different_labels,
+    run_folder,
+    split_label,
+)
 from crbp_d2.core import ConfigurationError
 
 
@@ -25,6 +30,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         "--opts",
         metavar="KEY VALUE",
         nargs="+",
+        action="extend",
         default=[],
         help="on top of the config of every run, such as MODEL.DEVICE cpu",
     )
@@ -83,25 +89,68 @@ def chosen(data_set: str | None) -> tuple[str, ...]:
     return () if data_set is None else (data_set,)
 
 
+def require_folder(path: Path) -> Path:
+    """A folder that files can be written to, before anything is computed for them.
+
+    Raises:
+        ConfigurationError: it, or one above it, is a file.
+    """
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise ConfigurationError(f"--output {path}: {part} is a file; name a folder")
+    return path
+
+
 def shared_folder(arguments: argparse.Namespace) -> Path:
     """Where files about all runs go: `--output`, or the folder of the only run.
 
     Raises:
-        ConfigurationError: it has to be named, or there is no such run.
+        ConfigurationError: it has to be named, can't be a folder, or there is no such run.
     """
     if arguments.output is not None:
-        return Path(arguments.output)
+        return require_folder(arguments.output)
     if len(arguments.runs) > 1:
         raise ConfigurationError("several runs need --output FOLDER")
     (text,) = arguments.runs
     path = split_label(text)[1]
-    return path.parent if path.suffix == ".csv" else run_folder(text)
+    if path.suffix == ".csv":
+        if path.name != "steps.csv":
+            raise ConfigurationError(f"{path}: name the --output folder of the figure")
+        return path.parent
+    return _own_folder_of(text)
 
 
-def own_folder(arguments: argparse.Namespace, run: Run) -> Path:
-    """Where files about one of the runs go: its own folder, or `--output`, of several runs with
-    their labels below it."""
-    if arguments.output is None:
-        return run.folder
-    output = Path(arguments.output)
-    return output if len(arguments.runs) == 1 else output / run.label
+def own_folders(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Where files about each of the runs go, by label: to its own folder, or to `--output`, of
+    several runs to a folder for each below it.
+
+    Raises:
+        ConfigurationError: two are the same, one can't be a folder, or there is no such run.
+    """
+    labels = [split_label(text)[0] for text in arguments.runs]
+    require_different_labels(labels)
+    folders: dict[str, Path] = {}
+    for label, text in zip(labels, arguments.runs, strict=True):
+        if arguments.output is None:
+            folder = _own_folder_of(text)
+        elif len(labels) == 1:
+            folder = require_folder(arguments.output)
+        elif label in ("", ".", ".."):
+            raise ConfigurationError(f"{text}: {label!r} can't be the name of a folder")
+        else:
+            folder = require_folder(arguments.output / label)
+        if folder.resolve() in {other.resolve() for other in folders.values()}:
+            raise ConfigurationError(
+                f"{text}: its files would take the place of those of another run; name --output"
+            )
+        folders[label] = folder
+    return folders
+
+
+def _own_folder_of(text: str) -> Path:
+    if is_checkpoint(split_label(text)[1]):
+        raise ConfigurationError(
+            f"{text}: files about one of its checkpoints would take the place of those of the "
+            "whole run; name --output"
+        )
+    return run_folder(text)

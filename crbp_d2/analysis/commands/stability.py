@@ -13,6 +13,7 @@ import argparse
 import sys
 from itertools import islice
 
+import torch
 from tqdm import tqdm
 
 from crbp_d2.analysis.batches import scoring_batches
@@ -20,7 +21,7 @@ from crbp_d2.analysis.commands.arguments import (
     add_scoring,
     at_least_one,
     chosen,
-    own_folder,
+    own_folders,
 )
 from crbp_d2.analysis.runs import load_runs
 from crbp_d2.analysis.stability import measure_dynamics, write_report
@@ -43,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """See `crbp_d2.engine.Command`."""
     at_least_one("--samples", arguments.samples)
+    folders = own_folders(arguments)
     for one in load_runs(arguments.runs, arguments.opts, data_sets=chosen(arguments.dataset)):
+        # What is drawn is the same in every call: random starts, and those of power iterations.
+        torch.manual_seed(0)
         loader = scoring_batches(one.cfg, one.data_set, arguments.batch_size)
         dynamics = measure_dynamics(
             one.model,
@@ -56,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         evaluators = step_evaluators(one.data_set)
         found = evaluate_steps(one.model, tqdm(loader, f"{one.label}, scores"), steps, evaluators)
         score = next(iter(found[0].scores))
-        folder = own_folder(arguments, one)
+        folder = folders[one.label]
         line = write_report(
             folder,
             dynamics,

@@ -20,7 +20,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tabulate import tabulate
 from tqdm import tqdm
@@ -35,7 +36,14 @@ from crbp_d2.analysis.commands.arguments import (
 )
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.published import PER_STEP, per_step
-from crbp_d2.analysis.runs import Run, load_run, require_different_labels, split_label
+from crbp_d2.analysis.runs import (
+    Run,
+    check_runs,
+    is_labelled,
+    load_run,
+    require_different_labels,
+    split_label,
+)
 from crbp_d2.analysis.steps import (
     CONTOUR,
     PANOPTIC,
@@ -60,15 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     parser.add_argument(
         "--steps",
-        default="N/2,N,2N,4N",
         help="such as 1-30, or N,2N,4N, where N is what a run was trained for "
-        "(default: %(default)s)",
+        "(default: N/2,N,2N,4N)",
     )
     parser.add_argument(
         "--dataset",
         metavar="NAME",
         nargs="+",
-        default=(),
+        action="extend",
+        default=[],
         help="default: DATASETS.TEST of each run",
     )
     add_batch_size(parser)
@@ -89,7 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See `crbp_d2.engine.Command`."""
-    published = per_step(arguments.published) if arguments.published else None
+    if arguments.published:
+        per_step(arguments.published)
     folder = shared_folder(arguments)
     trained = [text for text in arguments.runs if split_label(text)[1].suffix != ".csv"]
     read = [_read(text) for text in arguments.runs if text not in trained]
@@ -98,19 +107,39 @@ def run(arguments: argparse.Namespace) -> None:
     evaluated = {label: one for found in read for label, one in found.items()}
     if len({one.names for one in evaluated.values()}) > 1:
         raise ConfigurationError(_OF_TWO_KINDS)
+    asked = (arguments.steps, arguments.dataset, arguments.opts, arguments.check_repeated)
+    if not trained and any(asked):
+        raise ConfigurationError(
+            "only tables were given: --steps, --dataset, --check-repeated and --opts are for runs "
+            "that are evaluated"
+        )
+    for table in evaluated.values():
+        _require_kind(arguments.published, table.names)
+    check_runs(trained, arguments.opts, data_sets=arguments.dataset)
     notes: list[str] = []
     for text in trained:
         one = load_run(text, arguments.opts, data_sets=arguments.dataset)
         names = CONTOUR if is_pathfinder(one.data_set) else PANOPTIC
         if any(other.names != names for other in evaluated.values()):
             raise ConfigurationError(_OF_TWO_KINDS)
+        _require_kind(arguments.published, names)
         evaluated[one.label] = _evaluate(one, arguments, notes)
         # What is done is kept, should a later one fail.
-        write_csv(folder / "steps.csv", evaluated)
-    write_csv(folder / "steps.csv", evaluated)
-    write_figure(folder / "steps", curves_of(evaluated), published)
+        _write(folder, evaluated, arguments.published)
+    _write(folder, evaluated, arguments.published)
     lines = [*_table(evaluated), "", *notes, f"Scores and figure: {folder}/steps.*"]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _write(folder: Path, evaluated: Mapping[str, Evaluated], published: str | None) -> None:
+    write_csv(folder / "steps.csv", evaluated)
+    curves = per_step(published) if published else None
+    write_figure(folder / "steps", curves_of(evaluated), curves)
+
+
+def _require_kind(published: str | None, names: Sequence[str]) -> None:
+    if published and published.startswith("pathfinder") != (tuple(names) == CONTOUR):
+        raise ConfigurationError(f"--published {published}: the runs have {', '.join(names)}")
 
 
 _OF_TWO_KINDS = "contour and panoptic models have no scores in common: draw them apart"
@@ -120,7 +149,7 @@ def _read(text: str) -> dict[str, Evaluated]:
     """The runs of `steps.csv` or, if it holds one, `LABEL=steps.csv`."""
     label, path = split_label(text)
     found = read_csv(path)
-    if text == str(path):
+    if not is_labelled(text):
         return found
     if len(found) > 1:
         raise ConfigurationError(
@@ -133,7 +162,8 @@ def _read(text: str) -> dict[str, Evaluated]:
 def _evaluate(one: Run, arguments: argparse.Namespace, notes: list[str]) -> Evaluated:
     """Scores of a run; what there is to say of the way to them is added to the notes."""
     find_recurrence(one.model)
-    steps = parse_steps(arguments.steps, one.trained_steps)
+    usual = "N/2,N,2N,4N" if one.trained_steps > 1 else "N,2N,4N"
+    steps = parse_steps(arguments.steps or usual, one.trained_steps)
     scores = {}
     for name in one.data_sets:
         evaluators = step_evaluators(name)
@@ -168,4 +198,4 @@ def _table(evaluated: Mapping[str, Evaluated]) -> list[str]:
     ]
     heads = ["run", "data set", "step", *names, "change"]
     forms = ("", "", "d", *[".4f" if names == CONTOUR else ".2f"] * len(names), ".5f")
-    return tabulate(rows, heads, "pipe", floatfmt=forms).splitlines()
+    return tabulate(rows, heads, "pipe", floatfmt=forms, disable_numparse=[0, 1]).splitlines()

@@ -22,7 +22,7 @@ from crbp_d2.analysis.commands.arguments import (
     add_scoring,
     at_least_one,
     chosen,
-    own_folder,
+    own_folders,
 )
 from crbp_d2.analysis.runs import load_runs
 from crbp_d2.analysis.steps import step_evaluators
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """See `crbp_d2.engine.Command`."""
     at_least_one("--batches", arguments.batches)
+    folders = own_folders(arguments)
     for one in load_runs(arguments.runs, arguments.opts, data_sets=chosen(arguments.dataset)):
         loader = scoring_batches(one.cfg, one.data_set, arguments.batch_size)
         number = min(arguments.batches or len(loader), len(loader))
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         if part:
             lines += ["", f"Of the first {number} of {len(loader)} batches alone."]
         table = "\n".join(lines) + "\n"
-        output = own_folder(arguments, one)
+        output = folders[one.label]
         output.mkdir(parents=True, exist_ok=True)
         write_whole(output / "early_stopping.md", table.encode())
         sys.stdout.write(f"**{one.label}**\n\n{table}\n" if len(arguments.runs) > 1 else table)

@@ -11,7 +11,7 @@ from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.outputs import find_recurrence, outputs_at
 from crbp_d2.analysis.page.encode import sheet
 from crbp_d2.analysis.page.painters import Painter, Scene
-from crbp_d2.analysis.runs import Run, load_runs
+from crbp_d2.analysis.runs import Run, load_runs, require_shared
 from crbp_d2.core import ConfigurationError, NonFiniteError
 from crbp_d2.evaluation.pictures import image_name, unused
 
@@ -85,11 +85,7 @@ def shared_data_set(runs: Sequence[Run]) -> str:
         ConfigurationError: a run has none, or they differ.
     """
     names = {run.label: run.data_set for run in runs}
-    if len(set(names.values())) > 1:
-        listed = ", ".join(f"{label} has {name}" for label, name in names.items())
-        raise ConfigurationError(
-            f"DATASETS.TEST differs: {listed}; name one data set for all with --dataset"
-        )
+    require_shared(names)
     return next(iter(names.values()))
 
 

@@ -88,11 +88,13 @@ def write_images(
         The list file, `<root>/curv_contour_length_N.txt`.
 
     Raises:
-        ValueError: `count` is below 1.
+        ValueError: `count` is below 1, or `seed` below 0.
         DatasetError: `root` holds images of another config or seed, or something else.
     """
     if count < 1:
         raise ValueError(f"count={count}: at least one image is needed")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: must be at least 0")
     root = Path(root)
     with locked(root):
         _check_or_describe(root, config, seed)
