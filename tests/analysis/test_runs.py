@@ -104,6 +104,7 @@ def test_the_data_set_of_a_run_is_its_own_or_the_named_one(folder):
         _ = run.data_set
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["stability", "stopping", "states", "steps"])
 def test_a_command_asks_for_the_data_set_that_a_run_lacks(command, folder):
     config = folder / "config.yaml"

@@ -66,6 +66,7 @@ def test_the_table_shows_quartiles():
     assert lines[3] == "| 0.1 | 7.2 | 0.60 (0.55-0.65) | 49.50 |"
 
 
+@pytest.mark.slow
 def test_one_command_prints_and_writes_a_table(tmp_path):
     torch.manual_seed(0)
     run = write_run(tmp_path / "run", "quick/pathfinder_crbp.yaml")

@@ -118,6 +118,7 @@ def test_each_of_several_runs_has_the_table_that_it_has_alone(tmp_path, monkeypa
     assert "**one: 2 samples of" in both and both.count("Trained weights, test images") == 2
 
 
+@pytest.mark.slow
 def test_the_tool_names_what_is_no_run(tmp_path):
     tool = CONFIGS.parent / "tools" / "benchmark.py"
     command = [sys.executable, str(tool), "gradients", str(tmp_path)]

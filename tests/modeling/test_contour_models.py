@@ -244,6 +244,7 @@ def test_other_steps_are_refused(text):
         parse_steps(text, 20)
 
 
+@pytest.mark.slow
 def test_one_command_evaluates_steps_and_data_sets(tmp_path):
     overrides = (*SMALLER, "CRBP.SOLVER.STEPS", 2, "CRBP.SOLVER.SPREAD", 0)
     run = write_run(tmp_path / "run", "quick/pathfinder_crbp.yaml", *overrides)
