@@ -5,12 +5,11 @@ Shape shorthand: R regions of interest (RoIs), C channels, S the size of their f
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from torch import Tensor, nn
 import crbp_d2.modeling  # noqa: F401  registers the recurrent mask head
 from benchmarks.memory import bytes_saved_by
 from benchmarks.roi_features import RoIs
-from crbp_d2.analysis.arms import Arm, read_arms, read_yaml, require_keys
+from crbp_d2.analysis.arms import Arm, read_arms, read_outcome, read_yaml, require_keys
 from crbp_d2.analysis.outputs import change_since
 from crbp_d2.config import final_node, read_config
-from crbp_d2.core import ConfigurationError, Parts, Recurrence, from_parts, spectral_radius
+from crbp_d2.core import Parts, Recurrence, from_parts, spectral_radius
 from crbp_d2.data.storage import write_json
 
 SHARES = (0.85, 0.9)
@@ -266,24 +265,13 @@ def outcome_of(
         ConfigurationError: what the folder holds was trained otherwise.
     """
     path = arm.folder(folder, seed).with_suffix(".json")
-    settings = json.loads(
-        json.dumps(
-            {
-                **arm.settings(),
-                **{"iterations": bench.iterations, "batch": bench.batch},
-                **{"learning_rate": bench.learning_rate},
-                "rois": [len(one) for one in rois],
-            }
-        )
-    )
+    settings = {
+        **arm.settings(),
+        **{"iterations": bench.iterations, "batch": bench.batch},
+        **{"learning_rate": bench.learning_rate, "rois": [len(one) for one in rois]},
+    }
     if path.is_file():
-        kept = HeadOutcome(**json.loads(path.read_text(encoding="utf-8")))
-        if kept.settings != settings:
-            raise ConfigurationError(
-                f"{path}: was trained with {kept.settings}, but the arm is {settings} now; remove "
-                "the file, or name another --output"
-            )
-        return replace(kept, label=arm.label)
+        return read_outcome(path, HeadOutcome, settings, arm.label)
     learning, scoring = rois
     head, milliseconds, saved = train_head(
         arm, bench, learning, num_classes=num_classes, seed=seed, progress=progress

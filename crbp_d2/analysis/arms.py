@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -145,6 +146,40 @@ def distinct_seeds(seeds: Sequence[int]) -> list[int]:
             f"--seeds {' '.join(map(str, seeds))}: give different numbers from 0"
         )
     return list(seeds)
+
+
+Kept = TypeVar("Kept")
+
+
+def read_outcome(
+    path: Path, kind: Callable[..., Kept], settings: Mapping[str, Any], label: str
+) -> Kept:
+    """What was kept of a trained arm.
+
+    Args:
+        path: of its JSON file.
+        kind: dataclass of the outcome, with `settings` and `label`.
+        settings: of the arm as it is now.
+        label: of the arm now; it may have had another one.
+
+    Raises:
+        ConfigurationError: the file holds something else, or what was trained otherwise.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        outcome = kind(**{**content, "label": label})
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path}: not the outcome of an arm ({error}); remove it, or name another --output"
+        ) from error
+    # As JSON keeps them.
+    wanted = json.loads(json.dumps(settings))
+    if content["settings"] != wanted:
+        raise ConfigurationError(
+            f"{path}: was trained with {content['settings']}, but the arm is {wanted} now; remove "
+            "it, or name another --output"
+        )
+    return outcome
 
 
 def require_keys(

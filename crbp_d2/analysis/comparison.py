@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
 
-from crbp_d2.analysis.arms import Arm, choose_arms, read_arms, read_yaml, require_keys
+from crbp_d2.analysis.arms import Arm, choose_arms, read_arms, read_outcome, read_yaml, require_keys
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.outputs import Batch, find_recurrence
 from crbp_d2.analysis.processes import Failed, in_processes
@@ -127,8 +126,7 @@ def train_one(data: str, score: str, arm: Arm, seed: int, folder: Path) -> Outco
     result = folder / "outcome.json"
     settings = {**arm.settings(), "data": data}
     if result.is_file():
-        # An arm may have got another label since.
-        return replace(_read_outcome(result, settings), label=arm.label)
+        return read_outcome(result, Outcome, settings, arm.label)
     torch.set_num_threads(1)
     common = ("OUTPUT_DIR", folder, "SEED", seed, "DATASETS.TEST", "()")
     cfg = setup(
@@ -162,22 +160,6 @@ def require_scorable(data: str, score: str) -> None:
     known = CONTOUR if is_pathfinder(data) else PANOPTIC
     if score not in known:
         raise ConfigurationError(f"score {score}: {data} is scored by {', '.join(known)}")
-
-
-def _read_outcome(path: Path, settings: Mapping[str, Any]) -> Outcome:
-    try:
-        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"{path}: not the outcome of a comparison ({error}); remove it, or name another "
-            "--output"
-        ) from error
-    if outcome.settings != json.loads(json.dumps(settings)):
-        raise ConfigurationError(
-            f"{path}: was trained with {outcome.settings}, but the arm is {settings} now; remove "
-            "the folder, or name another --output"
-        )
-    return outcome
 
 
 def measure(

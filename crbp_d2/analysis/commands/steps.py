@@ -126,7 +126,8 @@ def run(arguments: argparse.Namespace) -> None:
         evaluated[one.label] = _evaluate(one, arguments, notes)
         # What is done is kept, should a later one fail.
         _write(folder, evaluated, arguments.published)
-    _write(folder, evaluated, arguments.published)
+    if not trained:
+        _write(folder, evaluated, arguments.published)
     lines = [*_table(evaluated), "", *notes, f"Scores and figure: {folder}/steps.*"]
     sys.stdout.write("\n".join(lines) + "\n")
 
