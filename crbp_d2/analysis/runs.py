@@ -112,31 +112,45 @@ def load_run(
 
 
 def load_runs(
-    texts: Sequence[str], overrides: Sequence[Any] = (), *, data_sets: Sequence[str] = ()
+    texts: Sequence[str],
+    overrides: Sequence[Any] = (),
+    *,
+    data_sets: Sequence[str] = (),
+    same_data: bool = False,
 ) -> Iterator[Run]:
     """The runs of several texts, one after the other as they are asked for.
 
     Args:
         texts: see `load_run`, as are the others.
+        same_data: all must have the same first data set.
 
     Raises:
-        ConfigurationError: two have the same label; see `load_run`.
+        ConfigurationError: two have the same label, or other data; see `load_run`.
     """
-    check_runs(texts, overrides, data_sets=data_sets)
+    first_sets = check_runs(texts, overrides, data_sets=data_sets)
+    if same_data:
+        require_shared(first_sets)
     return (load_run(text, overrides, data_sets=data_sets) for text in texts)
 
 
 def check_runs(
     texts: Sequence[str], overrides: Sequence[Any] = (), *, data_sets: Sequence[str] = ()
-) -> None:
-    """Find what is wrong with a run before others are computed: see `load_runs`."""
+) -> dict[str, str]:
+    """Find what is wrong with a run before others are computed: see `load_runs`.
+
+    Returns:
+        Label -> its first data set, of those that have one.
+    """
     require_different_labels([split_label(text)[0] for text in texts])
     if len(texts) > 1 and "MODEL.WEIGHTS" in overrides:
         raise ConfigurationError("MODEL.WEIGHTS would be that of all runs; give a single one")
+    first_sets: dict[str, str] = {}
     for text in texts:
         folder = run_folder(text)
         named = ("DATASETS.TEST", repr(tuple(data_sets))) if data_sets else ()
-        read_config(str(folder / "config.yaml"), [*overrides, *named])
+        cfg = read_config(str(folder / "config.yaml"), [*overrides, *named])
+        first_sets.update({split_label(text)[0]: name for name in cfg.DATASETS.TEST[:1]})
+    return first_sets
 
 
 def is_checkpoint(path: Path) -> bool:

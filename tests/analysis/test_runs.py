@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,17 @@ def test_runs_of_other_data_are_not_compared():
     require_shared({"a": "x", "b": "x"})
     with pytest.raises(ConfigurationError, match="differs: a has x, b has y; .*--dataset"):
         require_shared({"a": "x", "b": "y"})
+
+
+def test_other_data_are_known_before_the_first_run_is_loaded(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(
+        config.replace("pathfinder_tiny_val", "pathfinder_small_val")
+    )
+    with pytest.raises(ConfigurationError, match="run_0.5 has pathfinder_tiny_val, other has"):
+        load_runs([str(folder), str(other)], same_data=True)
+    assert len(list(load_runs([str(folder), str(other)]))) == 2
 
 
 def test_labels(tmp_path):

@@ -23,7 +23,7 @@ from crbp_d2.analysis.commands.arguments import (
     chosen,
     shared_folder,
 )
-from crbp_d2.analysis.runs import load_runs, require_shared
+from crbp_d2.analysis.runs import load_runs
 from crbp_d2.analysis.state_space import collect_states, project, write_results
 
 
@@ -43,11 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     at_least_one("--samples", arguments.samples)
     at_least_one("--factor", arguments.factor)
     folder = shared_folder(arguments)
-    data_sets = {}
     spaces = {}
-    for one in load_runs(arguments.runs, arguments.opts, data_sets=chosen(arguments.dataset)):
-        data_sets[one.label] = one.data_set
-        require_shared(data_sets)
+    data_sets = chosen(arguments.dataset)
+    for one in load_runs(arguments.runs, arguments.opts, data_sets=data_sets, same_data=True):
         loader = scoring_batches(one.cfg, one.data_set, arguments.batch_size)
         states = collect_states(
             one.model,
