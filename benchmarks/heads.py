@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ import crbp_d2.modeling  # noqa: F401  registers the recurrent mask head
 from benchmarks.memory import bytes_saved_by
 from benchmarks.roi_features import RoIs
 from crbp_d2.analysis.arms import Arm, read_arms, read_outcome, read_yaml, require_keys
-from crbp_d2.analysis.outputs import change_since
+from crbp_d2.analysis.outputs import change_since, has_recurrence
 from crbp_d2.config import final_node, read_config
-from crbp_d2.core import Parts, Recurrence, from_parts, spectral_radius
+from crbp_d2.core import Parts, from_parts, spectral_radius
 from crbp_d2.data.storage import write_json
 
 SHARES = (0.85, 0.9)
@@ -35,6 +35,8 @@ SHARES = (0.85, 0.9)
 MULTIPLES = ("T/2", "T", "2T", "4T")
 CHUNK = 64
 """RoIs that are measured at a time."""
+ELONGATED = 1.75
+"""Length by width from which on an object counts as elongated."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class HeadOutcome:
         iou: mean intersection over union at T/2, T, 2T and 4T steps, 0..1; of a head without
             recurrence four times the same.
         shares: threshold of `SHARES` -> part of the RoIs above it, likewise.
+        kinds: mean intersection over union at T of `touching` and of `elongated` objects alone.
         change: mean relative change of the state in the step 4T; `None` without recurrence.
         radius: median, 99th percentile and largest spectral radius at T over all RoIs; likewise.
         milliseconds: of an iteration, median.
@@ -90,6 +93,7 @@ class HeadOutcome:
     settings: dict[str, Any]
     iou: list[float]
     shares: dict[str, list[float]]
+    kinds: dict[str, float]
     change: float | None
     radius: list[float] | None
     milliseconds: float
@@ -170,10 +174,19 @@ def _truth(rois: RoIs) -> Instances:
     return truth
 
 
-def measure_head(
-    head: Any, rois: RoIs, steps: int | None
-) -> tuple[list[float], dict[str, list[float]], float | None, list[float] | None]:
-    """IoU, shares, change and radius as `HeadOutcome` has them.
+@dataclass(frozen=True)
+class Measured:
+    """What a head finds: see `HeadOutcome`."""
+
+    iou: list[float]
+    shares: dict[str, list[float]]
+    kinds: dict[str, float]
+    change: float | None = None
+    radius: list[float] | None = None
+
+
+def measure_head(head: Any, rois: RoIs, steps: int | None) -> Measured:
+    """Scores and dynamics of a head.
 
     Args:
         head: in evaluation mode.
@@ -184,8 +197,7 @@ def measure_head(
         overlaps = [
             torch.cat([_overlap(head.layers(part.features), part) for part in _parts(rois)])
         ]
-        overlaps *= len(MULTIPLES)
-        return *_scores(overlaps), None, None
+        return _scored(overlaps * len(MULTIPLES), rois)
     wanted = [max(steps // 2, 1), steps, 2 * steps, 4 * steps]
     found: dict[int, list[Tensor]] = {step: [] for step in wanted}
     changes, radii = [], []
@@ -195,15 +207,18 @@ def measure_head(
         with torch.no_grad():
             drive = head.entry(part.features)
             recurrence(drive, steps=wanted[-1], observe=seen)
-            for step in wanted:
+            for step in set(wanted):
                 found[step].append(_overlap(head.read_out(seen.states[step]), part))
         changes.append(seen.change)
         state = from_parts(seen.states[steps], recurrence.circuit(drive).template)
         radii.append(spectral_radius(recurrence.cell, drive, state, iterations=40, averaged=15))
     radius = torch.cat(radii)
     quantiles = [radius.median(), radius.quantile(0.99), radius.max()]
-    overlaps = [torch.cat(found[step]) for step in wanted]
-    return *_scores(overlaps), float(torch.cat(changes).mean()), [float(one) for one in quantiles]
+    return replace(
+        _scored([torch.cat(found[step]) for step in wanted], rois),
+        change=float(torch.cat(changes).mean()),
+        radius=[float(one) for one in quantiles],
+    )
 
 
 def _parts(rois: RoIs) -> Iterator[RoIs]:
@@ -237,11 +252,17 @@ def _overlap(logits: Tensor, rois: RoIs) -> Tensor:
     return torch.where(either > 0, both / either.clamp(min=1), torch.ones(len(rois)))
 
 
-def _scores(overlaps: Sequence[Tensor]) -> tuple[list[float], dict[str, list[float]]]:
+def _scored(overlaps: Sequence[Tensor], rois: RoIs) -> Measured:
     shares = {
         f"{bound:g}": [float((one > bound).float().mean()) for one in overlaps] for bound in SHARES
     }
-    return [float(one.mean()) for one in overlaps], shares
+    kinds = {"touching": rois.touching, "elongated": rois.elongation > ELONGATED}
+    return Measured(
+        iou=[float(one.mean()) for one in overlaps],
+        shares=shares,
+        # Of no object of a kind it is NaN.
+        kinds={name: float(overlaps[1][chosen].mean()) for name, chosen in kinds.items()},
+    )
 
 
 def outcome_of(
@@ -252,6 +273,7 @@ def outcome_of(
     num_classes: int,
     seed: int,
     folder: Path,
+    conditions: Mapping[str, Any],
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
 ) -> HeadOutcome:
     """Train and measure one arm with one seed; read from `folder` if that was done before.
@@ -259,6 +281,7 @@ def outcome_of(
     Args:
         arm, bench, num_classes, seed, progress: see `train_head`.
         rois: to learn from, and to score on.
+        conditions: what else tells these RoIs from others.
         folder: of the outcomes.
 
     Raises:
@@ -269,6 +292,7 @@ def outcome_of(
         **arm.settings(),
         **{"iterations": bench.iterations, "batch": bench.batch},
         **{"learning_rate": bench.learning_rate, "rois": [len(one) for one in rois]},
+        **conditions,
     }
     if path.is_file():
         return read_outcome(path, HeadOutcome, settings, arm.label)
@@ -276,18 +300,15 @@ def outcome_of(
     head, milliseconds, saved = train_head(
         arm, bench, learning, num_classes=num_classes, seed=seed, progress=progress
     )
-    recurrent = any(isinstance(module, Recurrence) for module in head.modules())
+    recurrent = has_recurrence(head)
     cfg = read_config(str(arm.config), arm.opts)
     steps = final_node(cfg.CRBP).SOLVER.STEPS if recurrent else None
-    iou, shares, change, radius = measure_head(head, scoring, steps)
+    measured = measure_head(head, scoring, steps)
     outcome = HeadOutcome(
         label=arm.label,
         seed=seed,
         settings=settings,
-        iou=iou,
-        shares=shares,
-        change=change,
-        radius=radius,
+        **asdict(measured),
         milliseconds=milliseconds,
         saved_bytes=saved,
         parameters=sum(p.numel() for p in head.parameters()),
@@ -301,10 +322,11 @@ def markdown(bench: Bench, outcomes: Sequence[HeadOutcome]) -> Iterator[str]:
     """One line an arm: means over the seeds, with the range of the IoU at T."""
     shares = " | ".join(f"> {bound:g}" for bound in SHARES)
     yield (
-        f"| head | IoU at T/2 | at T (min-max) | 2T | 4T | {shares} | change at 4T "
+        f"| head | IoU at T/2 | at T (min-max) | 2T | 4T | {shares} | touching | elongated "
+        "| change at 4T "
         "| radius: median, 99 %, largest | ms | MB | parameters | seeds |"
     )
-    yield "|---" * (11 + len(SHARES)) + "|"
+    yield "|---" * (13 + len(SHARES)) + "|"
     for label in bench.arms:
         runs = sorted((one for one in outcomes if one.label == label), key=lambda one: one.seed)
         if not runs:
@@ -315,6 +337,8 @@ def markdown(bench: Bench, outcomes: Sequence[HeadOutcome]) -> Iterator[str]:
         cells[1] += f" ({min(at_t):.4f}-{max(at_t):.4f})"
         for bound in SHARES:
             cells.append(f"{statistics.mean(run.shares[f'{bound:g}'][1] for run in runs):.3f}")
+        for kind in ("touching", "elongated"):
+            cells.append(f"{statistics.mean(run.kinds[kind] for run in runs):.4f}")
         changes = [run.change for run in runs if run.change is not None]
         cells.append(f"{statistics.mean(changes):.5f}" if changes else "-")
         radii = [run.radius for run in runs if run.radius is not None]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import multiprocessing
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.memory import bytes_saved_by
 from crbp_d2.analysis.timing import seconds_of
+from crbp_d2.data.storage import write_json, write_whole
 
 STATUS = Path("/proc/self/status")
 FORGET_PEAK = Path("/proc/self/clear_refs")
@@ -146,3 +149,27 @@ def markdown(measurements: list[Measurement]) -> Iterator[str]:
             f"| {one.label} | {ratio:.2f} ({min(one.ratios):.2f}-{max(one.ratios):.2f}) "
             f"| {statistics.median(one.seconds):.3f} | {' | '.join(memory)} |"
         )
+
+
+def save(output: Path, measurements: list[Measurement], about: Mapping[str, Any]) -> str:
+    """Write OUTPUT.md, the table, and OUTPUT.json, all timings and what they are of.
+
+    Args:
+        output: without the ending; its folder is made.
+        measurements: of `interleave`.
+        about: what was measured, for the JSON file.
+
+    Returns:
+        The table.
+    """
+    table = "\n".join(markdown(measurements)) + "\n"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output.with_name(f"{output.name}.md"), table.encode())
+    content = {
+        **about,
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "measurements": [asdict(one) for one in measurements],
+    }
+    write_json(output.with_name(f"{output.name}.json"), content)
+    return table

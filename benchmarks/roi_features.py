@@ -1,28 +1,34 @@
 """RoI features of a trained model, with the masks that a head is to find in them.
 
-Shape shorthand: R regions of interest (RoIs), C channels, S the size of their features.
+Shape shorthand: R regions of interest (RoIs), C channels, S the size of their features, N objects
+of an image of H x W pixels.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
+from torch.nn import functional as F
 
 from crbp_d2.analysis.runs import Run
+from crbp_d2.analysis.true_boxes import true_mapper
 from crbp_d2.core import ConfigurationError
-from crbp_d2.data import PanopticMapper, ensure_prepared
+from crbp_d2.data import ensure_prepared
 from crbp_d2.data.storage import write_whole
+
+TOUCHING = 2
+"""Pixels of the image between objects that touch, at most."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +39,42 @@ class RoIs:
         features: `(R, C, S, S)`.
         masks: `(R, 2S, 2S)` bool.
         classes: `(R,)`.
+        touching: `(R,)` bool, whether another object is within `TOUCHING` pixels.
+        elongation: `(R,)`, see `elongation_of`.
     """
 
     features: Tensor
     masks: Tensor
     classes: Tensor
+    touching: Tensor
+    elongation: Tensor
 
     def __len__(self) -> int:
         return len(self.classes)
 
     def select(self, chosen: Tensor) -> RoIs:
         """Some of them, by their indices."""
-        return RoIs(self.features[chosen], self.masks[chosen], self.classes[chosen])
+        return RoIs(**{name: value[chosen] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Collection:
+    """How RoIs are taken of images.
+
+    Attributes:
+        jitter: each side of a true box is moved by up to this fraction of its width or height, as
+            proposals are.
+        per_image: at most so many objects of an image, drawn at random.
+        resolution: `S`; `None` for that of the model.
+        noise: standard deviation of Gaussian noise on the image, of 255.
+        seed: of what is drawn.
+    """
+
+    jitter: float = 0.1
+    per_image: int = 20
+    resolution: int | None = None
+    noise: float = 0.0
+    seed: int = 0
 
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -53,27 +83,30 @@ Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 def cached_rois(
     run: Run,
     names: Sequence[str],
+    how: Collection,
     *,
-    jitter: float = 0.1,
-    per_image: int = 20,
-    seed: int = 0,
     progress: Progress = lambda records, _: records,
 ) -> RoIs:
     """`collect_rois`, read from the run's folder if that was done before.
 
     Args:
-        run, names, jitter, per_image, seed: see `collect_rois`.
+        run, names, how: see `collect_rois`.
         progress: wraps the images as they are read; gets a title, too.
     """
     weights = Path(run.cfg.MODEL.WEIGHTS)
-    settings = [*names, jitter, per_image, seed, str(weights), weights.stat().st_mtime_ns]
+    settings = [
+        *names,
+        asdict(how),
+        # What can change what the model sees of an image.
+        run.cfg.INPUT.dump(),
+        run.cfg.MODEL.dump(),
+        weights.stat().st_mtime_ns,
+    ]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
     path = run.folder / f"roi_features_{digest}.pt"
     if path.is_file():
         return RoIs(**torch.load(path, weights_only=True))
-    found = collect_rois(
-        run, names, jitter=jitter, per_image=per_image, seed=seed, progress=progress
-    )
+    found = collect_rois(run, names, how, progress=progress)
     content = io.BytesIO()
     torch.save(vars(found), content)
     write_whole(path, content.getvalue())
@@ -83,61 +116,101 @@ def cached_rois(
 def collect_rois(
     run: Run,
     names: Sequence[str],
+    how: Collection,
     *,
-    jitter: float = 0.1,
-    per_image: int = 20,
-    seed: int = 0,
     progress: Progress = lambda records, _: records,
 ) -> RoIs:
-    """The features of the true boxes of data sets, moved a little, as proposals are.
+    """The features of true boxes of data sets.
 
     Args:
         run: a model with Detectron2's `StandardROIHeads` and a mask head.
         names: registered data sets.
-        jitter: each side of a box is moved by up to this fraction of its width or height.
-        per_image: at most so many objects of an image, drawn at random.
-        seed: of what is drawn.
+        how: see `Collection`.
         progress: see `cached_rois`.
 
     Raises:
         ConfigurationError: the model has no mask head, or the data no objects.
     """
-    model, cfg = run.model, run.cfg
+    model = run.model
     if not hasattr(getattr(model, "roi_heads", None), "mask_pooler"):
         raise ConfigurationError(f"{run.label}: has no mask head on RoI features")
-    random = torch.Generator().manual_seed(seed)
-    mapper = PanopticMapper(_plain(cfg), is_train=True)
-    parts: dict[str, list[Tensor]] = {"features": [], "masks": [], "classes": []}
+    pooler = copy.deepcopy(model.roi_heads.mask_pooler)
+    if how.resolution is not None:
+        for level in (pooler, *pooler.level_poolers):
+            level.output_size = (how.resolution, how.resolution)
+    random = torch.Generator().manual_seed(how.seed)
+    # Of its own: the objects of noisy images are those of clean ones.
+    random_noise = torch.Generator().manual_seed(how.seed)
+    mapper = true_mapper(run.cfg)
+    parts: list[RoIs] = []
     for name in names:
         ensure_prepared(name)
         for record in progress(DatasetCatalog.get(name), name):
             mapped = mapper(record)
             truth: Instances = mapped["instances"]
-            chosen = torch.randperm(len(truth), generator=random)[:per_image]
+            chosen = torch.randperm(len(truth), generator=random)[: how.per_image]
             if not len(chosen):
                 continue
-            truth = truth[chosen]
-            boxes = _moved(truth.gt_boxes, truth.image_size, jitter, random)
-            features = _pooled(model, mapped, boxes)
-            side = 2 * features.shape[-1]
-            parts["features"].append(features.cpu())
-            parts["masks"].append(truth.gt_masks.crop_and_resize(boxes.tensor, side).cpu())
-            parts["classes"].append(truth.gt_classes)
-    if not parts["classes"]:
+            whole = _whole_masks(truth)
+            boxes = _moved(truth.gt_boxes[chosen], truth.image_size, how.jitter, random)
+            image = mapped["image"].float()
+            if how.noise:
+                image = image + how.noise * torch.randn(image.shape, generator=random_noise)
+            features = _pooled(model, pooler, image.clamp(0, 255), boxes)
+            masks = truth.gt_masks[chosen].crop_and_resize(boxes.tensor, 2 * features.shape[-1])
+            parts.append(
+                RoIs(
+                    features=features.cpu(),
+                    masks=masks.cpu(),
+                    classes=truth.gt_classes[chosen],
+                    touching=touching(whole)[chosen],
+                    elongation=elongation_of(whole)[chosen],
+                )
+            )
+    if not parts:
         raise ConfigurationError(f"{', '.join(names)}: there is no object in the images")
-    return RoIs(**{name: torch.cat(values) for name, values in parts.items()})
+    return RoIs(
+        **{name: torch.cat([getattr(one, name) for one in parts]) for name in vars(parts[0])}
+    )
 
 
-def _plain(cfg: CfgNode) -> CfgNode:
-    """The config with images as they are tested, and their annotations."""
-    plain = cfg.clone()
-    plain.defrost()
-    plain.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
-    plain.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
-    plain.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
-    plain.INPUT.RANDOM_FLIP = "none"
-    plain.INPUT.CROP.ENABLED = False
-    return plain
+def _whole_masks(truth: Instances) -> Tensor:
+    """`(N, H, W)` bool."""
+    masks = truth.gt_masks
+    if not isinstance(masks, BitMasks):
+        masks = BitMasks.from_polygon_masks(masks, *truth.image_size)
+    found: Tensor = masks.tensor
+    return found
+
+
+def touching(masks: Tensor) -> Tensor:
+    """Which objects have another one within `TOUCHING` pixels, `(N,)` bool, of masks `(N, H, W)`
+    bool."""
+    objects = masks.float()
+    size = 2 * TOUCHING + 1
+    wider = F.max_pool2d(objects[:, None], size, stride=1, padding=TOUCHING)[:, 0] > 0
+    covered = masks.sum(dim=0)
+    return ((covered - masks.int() > 0) & wider).flatten(1).any(dim=1)
+
+
+def elongation_of(masks: Tensor) -> Tensor:
+    """Length by width of the ellipses that have the second moments of masks, `(N,)`, at least 1.
+
+    Args:
+        masks: `(N, H, W)` bool.
+    """
+    found = []
+    for mask in masks:
+        places = mask.nonzero().float()
+        if not len(places):
+            found.append(torch.tensor(1.0))
+            continue
+        centred = places - places.mean(dim=0)
+        # A pixel has an extent of its own.
+        moments = centred.T @ centred / len(places) + torch.eye(2) / 12
+        narrow, long = torch.linalg.eigvalsh(moments)
+        found.append((long / narrow).sqrt())
+    return torch.stack(found)
 
 
 def _moved(boxes: Boxes, size: tuple[int, int], jitter: float, random: torch.Generator) -> Boxes:
@@ -149,12 +222,10 @@ def _moved(boxes: Boxes, size: tuple[int, int], jitter: float, random: torch.Gen
     return moved
 
 
-def _pooled(model: Any, mapped: dict[str, Any], boxes: Boxes) -> Tensor:
-    heads = model.roi_heads
+def _pooled(model: Any, pooler: Any, image: Tensor, boxes: Boxes) -> Tensor:
     with torch.no_grad():
-        images = model.preprocess_image([{"image": mapped["image"]}])
+        images = model.preprocess_image([{"image": image}])
         found = model.backbone(images.tensor)
-        pooled: Tensor = heads.mask_pooler(
-            [found[name] for name in heads.mask_in_features], [boxes.to(model.device)]
-        )
+        names = model.roi_heads.mask_in_features
+        pooled: Tensor = pooler([found[name] for name in names], [boxes.to(model.device)])
     return pooled

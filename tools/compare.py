@@ -12,13 +12,18 @@ ARMS is a YAML file; paths in it begin at its folder:
         config: ../configs/quick/pathfinder_bptt.yaml
         set: {CRBP.ALGORITHM: tbptt}
 
-What is trained already is not
-trained again: an interrupted call is continued by calling again. Each model has a folder below that
-of the comparison, with its log.txt; the table is also written there, to table.md.
+`set` beside `arms` is for all of them, `also: [PQ_th, box_AP]` shows more scores, and
+`radius_samples` says of how many images or RoIs the spectral radius is taken.
+
+What is trained already is not trained again: an interrupted call is continued by calling again,
+from the last checkpoint of each model. Each has a folder below that of the comparison, with its
+log.txt; the table is also written there, to table.md.
 
 example, learning algorithms on the quick Pathfinder task:
   tools/compare.py benchmarks/pathfinder_tiny.yaml --arms bptt crbp --seeds 1 2 3 --jobs 2 \\
       --output outputs/pathfinder_comparison
+and mask heads on data of your own:
+  tools/compare.py benchmarks/nuclei.yaml --opts DATASETS.FILE data.yaml
 """
 
 import argparse
@@ -50,6 +55,9 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="default: outputs/NAME of the file"
     )
+    parser.add_argument(
+        "--opts", metavar="KEY VALUE", nargs="+", default=[], help="on top of all arms"
+    )
     arguments = parser.parse_args()
     # As Ctrl-C: trainings end with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -58,7 +66,7 @@ def main() -> None:
     failed: list[Failed] = []
     try:
         at_least_one("--jobs", arguments.jobs)
-        comparison = read_comparison(arguments.file)
+        comparison = read_comparison(arguments.file, arguments.opts)
         arms = comparison.chosen(arguments.arms)
         seeds = distinct_seeds(arguments.seeds)
         require_folder(output)

@@ -1,6 +1,6 @@
 """The commands of `tools/benchmark.py`, by name."""
 
-from . import data, generator, gradients, heads
+from . import arms, data, generator, gradients, heads
 from .step_time import CONTOUR, HEAD, MODEL
 
 COMMANDS = {
@@ -8,6 +8,7 @@ COMMANDS = {
     "model": MODEL,
     "contour": CONTOUR,
     "heads": heads,
+    "arms": arms,
     "data": data,
     "generator": generator,
     "gradients": gradients,

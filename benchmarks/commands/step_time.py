@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,11 +10,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.measure import Measurement, interleave, machine, markdown, resident_bytes
+from benchmarks.measure import Measurement, interleave, machine, resident_bytes, save
 from benchmarks.subjects import SUBJECTS, Load, build_step
 from benchmarks.variants import LEVERS, Variant
 from crbp_d2.analysis.commands.arguments import at_least_one
-from crbp_d2.data.storage import write_json, write_whole
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _EXPLANATION = """Time and memory of {described}, variants interleaved.
@@ -74,22 +72,14 @@ class StepTime:
             variants, load, rounds=arguments.rounds, train=not arguments.inference
         )
         kind = "inference" if arguments.inference else "training"
-        table = "\n".join(markdown(measurements)) + "\n"
         output = arguments.output or Path(f"outputs/benchmark_{self._name}_{kind}")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output.with_name(f"{output.name}.md"), table.encode())
-        write_json(
-            output.with_name(f"{output.name}.json"),
-            {
-                "subject": self._name,
-                "kind": kind,
-                "load": asdict(load),
-                "date": datetime.date.today().isoformat(),
-                "machine": machine(),
-                "variants": {label: asdict(variant) for label, variant in variants.items()},
-                "measurements": [asdict(one) for one in measurements],
-            },
-        )
+        about = {
+            "subject": self._name,
+            "kind": kind,
+            "load": asdict(load),
+            "variants": {label: asdict(variant) for label, variant in variants.items()},
+        }
+        table = save(output, measurements, about)
         described = ", ".join(f"{key} {value}" for key, value in (asdict(load) | machine()).items())
         sys.stdout.write(f"{table}\n{self._name}, {kind}; {described}\n")
 

@@ -68,7 +68,10 @@ def choose_arms(arms: Mapping[str, Arm], labels: Sequence[str] | None) -> list[A
 
 
 def read_arms(
-    content: Mapping[str, Any], path: Path, common: Mapping[str, Any] | None = None
+    content: Mapping[str, Any],
+    path: Path,
+    common: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Arm]:
     """The arms of a file, by label.
 
@@ -76,12 +79,16 @@ def read_arms(
         content: label -> `config`, whose path begins at the folder of the file, and `set`.
         path: of the file.
         common: what is set in all of them, where they don't say otherwise.
+        overrides: `KEY VALUE ...`, set in all of them whatever they say.
 
     Raises:
         ConfigurationError: an arm has another form, or a config or a key of one is unknown.
     """
     if not content:
         raise ConfigurationError(f"{path}: arms is empty; name one at least")
+    if len(overrides) % 2:
+        raise ConfigurationError(f"--opts {' '.join(overrides)}: give pairs of KEY VALUE")
+    last = dict(zip(overrides[::2], overrides[1::2], strict=True))
     arms: dict[str, Arm] = {}
     folders: dict[str, str] = {}
     for label, entry in content.items():
@@ -89,7 +96,7 @@ def read_arms(
         if not isinstance(label, str):
             raise ConfigurationError(f"{place}: a label must be a string; put it in quotes")
         require_keys(entry, {"config": str}, place, optional={"set": dict})
-        settings = {**(common or {}), **entry.get("set", {})}
+        settings = {**(common or {}), **entry.get("set", {}), **last}
         for key in _OWN:
             if key in settings:
                 raise ConfigurationError(f"{place}: {key} is set for all arms; leave it out")
@@ -172,14 +179,33 @@ def read_outcome(
         raise ConfigurationError(
             f"{path}: not the outcome of an arm ({error}); remove it, or name another --output"
         ) from error
+    require_settings(path, settings)
+    return outcome
+
+
+def require_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """What a folder holds is of the arm as it is now.
+
+    Args:
+        path: of a JSON file with `settings` of the arm as it was trained.
+        settings: of the arm as it is now.
+
+    Raises:
+        ConfigurationError: it was trained otherwise, or the file holds something else.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigurationError(
+            f"{path}: not of an arm ({error!r}); remove it, or name another --output"
+        ) from error
     # As JSON keeps them.
     wanted = json.loads(json.dumps(settings))
-    if content["settings"] != wanted:
+    if kept != wanted:
         raise ConfigurationError(
-            f"{path}: was trained with {content['settings']}, but the arm is {wanted} now; remove "
-            "it, or name another --output"
+            f"{path}: was trained with {kept}, but the arm is {wanted} now; remove it, or name "
+            "another --output"
         )
-    return outcome
 
 
 def require_keys(
@@ -213,4 +239,4 @@ def require_keys(
             )
 
 
-_KINDS = {str: "string", dict: "mapping", int: "whole number", float: "number"}
+_KINDS = {str: "string", dict: "mapping", list: "list", int: "whole number", float: "number"}

@@ -8,36 +8,52 @@ import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
 
-from crbp_d2.analysis.arms import Arm, choose_arms, read_arms, read_outcome, read_yaml, require_keys
+from crbp_d2.analysis.arms import (
+    Arm,
+    choose_arms,
+    read_arms,
+    read_outcome,
+    read_yaml,
+    require_keys,
+    require_settings,
+)
 from crbp_d2.analysis.batches import scoring_batches
-from crbp_d2.analysis.outputs import Batch, find_recurrence
+from crbp_d2.analysis.instances import INSTANCE_SCORES, instance_scores
+from crbp_d2.analysis.outputs import Batch, has_recurrence
 from crbp_d2.analysis.processes import Failed, in_processes
 from crbp_d2.analysis.stability import radius_after
 from crbp_d2.analysis.steps import (
     CONTOUR,
     PANOPTIC,
+    Results,
     evaluate_steps,
     scale_of,
     scores_of,
     step_evaluators,
 )
+from crbp_d2.analysis.true_boxes import TRUE_BOX_SCORES, scores_in_true_boxes
 from crbp_d2.config import final_node
-from crbp_d2.core import ConfigurationError, Recurrence
+from crbp_d2.core import ConfigurationError
 from crbp_d2.data import ensure_prepared
 from crbp_d2.data.loaders import is_pathfinder, require_registered
 from crbp_d2.data.storage import write_json
 
 RADIUS_SAMPLES = 8
-"""Images or RoIs whose spectral radius is taken."""
+"""Images or RoIs whose spectral radius is taken, unless the file says otherwise."""
+PANOPTIC_SCORES = (*PANOPTIC[:3], *INSTANCE_SCORES, *TRUE_BOX_SCORES)
+"""Of panoptic models: PQ, boxes and masks, and masks in the boxes of the truth, in percent."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +62,17 @@ class Comparison:
 
     Attributes:
         data: the data set that all models are scored on.
-        score: which of their scores the table shows, of `CONTOUR` or `PANOPTIC`.
+        score: which of their scores the table shows by steps, of `CONTOUR` or `PANOPTIC_SCORES`.
         arms: by label.
+        also: scores that it shows at T.
+        radius_samples: images or RoIs whose spectral radius is taken, at most.
     """
 
     data: str
     score: str
     arms: Mapping[str, Arm]
+    also: Sequence[str] = ()
+    radius_samples: int = RADIUS_SAMPLES
 
     def chosen(self, labels: Sequence[str] | None) -> list[Arm]:
         """Some of the arms, or all, in the order of the file.
@@ -63,23 +83,39 @@ class Comparison:
         return choose_arms(self.arms, labels)
 
 
-def read_comparison(path: Path) -> Comparison:
-    """The comparison that a YAML file describes: see `benchmarks/pathfinder_tiny.yaml`.
+def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
+    """The comparison that a YAML file describes: see `benchmarks/nuclei.yaml`.
 
     Its keys are `data`, `score` and `arms`; an arm has a `config`, whose path begins at the folder
-    of the file, and may `set` keys of it.
+    of the file, and may `set` keys of it. `set` beside `arms` is for all of them; `also` and
+    `radius_samples` are as in `Comparison`.
+
+    Args:
+        path: of the file.
+        overrides: `KEY VALUE ...`, on top of all arms.
 
     Raises:
         ConfigurationError: there is no such file, it has another form, or a config or a key of one
             is unknown.
     """
     content = read_yaml(path)
-    require_keys(content, {"data": str, "score": str, "arms": dict}, str(path))
-    if content["score"] not in CONTOUR + PANOPTIC:
-        raise ConfigurationError(
-            f"{path}: score {content['score']!r} is none of {', '.join(CONTOUR + PANOPTIC)}"
-        )
-    return Comparison(content["data"], content["score"], read_arms(content["arms"], path))
+    needed = {"data": str, "score": str, "arms": dict}
+    optional = {"set": dict, "also": list, "radius_samples": int}
+    require_keys(content, needed, str(path), optional=optional)
+    known = CONTOUR + PANOPTIC_SCORES
+    for score in (content["score"], *content.get("also", ())):
+        if score not in known:
+            raise ConfigurationError(f"{path}: score {score!r} is none of {', '.join(known)}")
+    samples = content.get("radius_samples", RADIUS_SAMPLES)
+    if samples < 1:
+        raise ConfigurationError(f"{path}: radius_samples is {samples}, must be at least 1")
+    return Comparison(
+        data=content["data"],
+        score=content["score"],
+        arms=read_arms(content["arms"], path, content.get("set"), overrides),
+        also=tuple(content.get("also", ())),
+        radius_samples=samples,
+    )
 
 
 @dataclass(frozen=True)
@@ -91,27 +127,29 @@ class Outcome:
         seed: of weights and data order.
         settings: config and overrides of its arm.
         minutes: of one core that training took; other work on the machine doesn't count.
+        parameters: of the model, those that are trained.
         scores: name -> score at T/2, T, 2T and 4T steps; of a model without recurrence four times
             the same.
         change: relative change of the state in the last step of T and of 4T.
-        radius: median and largest spectral radius at T, over `RADIUS_SAMPLES`.
+        radius: median, 99th percentile and largest spectral radius at T.
     """
 
     label: str
     seed: int
     settings: dict[str, Any]
     minutes: float
+    parameters: int
     scores: dict[str, list[float]]
     change: list[float] | None
     radius: list[float] | None
 
 
-def train_one(data: str, score: str, arm: Arm, seed: int, folder: Path) -> Outcome:
-    """Train and measure one model on one core; read from `folder` if that was done before.
+def train_one(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> Outcome:
+    """Train and measure one model on one core; read from `folder` if that was done before. A
+    training that was interrupted goes on.
 
     Args:
-        data: the data set to score on.
-        score: that the table is to show.
+        comparison: whose data, scores and number of radii are taken.
         arm: what to train.
         seed: of weights and data order.
         folder: `OUTPUT_DIR`.
@@ -123,10 +161,14 @@ def train_one(data: str, score: str, arm: Arm, seed: int, folder: Path) -> Outco
     # Detectron2's engine is imported in the process that trains.
     from crbp_d2.engine import Trainer, argument_parser, save_config, setup
 
-    result = folder / "outcome.json"
-    settings = {**arm.settings(), "data": data}
+    data = comparison.data
+    result, begun = folder / "outcome.json", folder / "arm.json"
+    settings = {**arm.settings(), "data": data, "radius_samples": comparison.radius_samples}
     if result.is_file():
         return read_outcome(result, Outcome, settings, arm.label)
+    resume = begun.is_file()
+    if resume:
+        require_settings(begun, arm.settings())
     torch.set_num_threads(1)
     common = ("OUTPUT_DIR", folder, "SEED", seed, "DATASETS.TEST", "()")
     cfg = setup(
@@ -134,51 +176,116 @@ def train_one(data: str, score: str, arm: Arm, seed: int, folder: Path) -> Outco
             ["--config-file", str(arm.config), *map(str, (*arm.opts, *common))]
         )
     )
-    require_scorable(data, score)
+    require_scorable(comparison)
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
+    spent = _Spent()
+    trainer.register_hooks([spent])
+    trainer.resume_or_load(resume=resume)
     save_config(cfg)
-    begin = time.process_time()
+    write_json(begun, {"settings": arm.settings()})
     trainer.train()
-    minutes = (time.process_time() - begin) / 60
     model = trainer.model.eval()
-    measured = measure(model, scoring_batches(cfg, data), data, final_node(cfg.CRBP).SOLVER.STEPS)
-    outcome = Outcome(arm.label, seed, settings, minutes, *measured)
+    steps = final_node(cfg.CRBP).SOLVER.STEPS
+    scores, change, radius = measure(model, cfg, comparison, steps)
+    outcome = Outcome(
+        label=arm.label,
+        seed=seed,
+        settings=settings,
+        minutes=spent.seconds / 60,
+        parameters=sum(one.numel() for one in model.parameters() if one.requires_grad),
+        scores=scores,
+        change=change,
+        radius=radius,
+    )
     write_json(result, asdict(outcome))
     return outcome
 
 
-def require_scorable(data: str, score: str) -> None:
-    """The data set can be scored, and by that score: known before anything is trained.
+class _Spent(HookBase):
+    """Seconds of a core that training took, those before an interruption included."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def before_step(self) -> None:
+        self._begin = time.process_time()
+
+    def after_step(self) -> None:
+        self.seconds += time.process_time() - self._begin
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.seconds = state["seconds"]
+
+
+def require_scorable(comparison: Comparison) -> None:
+    """The data set can be scored, and by those scores: known before anything is trained.
 
     Raises:
         ConfigurationError, DatasetError: naming data set or score.
     """
+    data = comparison.data
     require_registered(data, "data")
     ensure_prepared(data)
     step_evaluators(data)
-    known = CONTOUR if is_pathfinder(data) else PANOPTIC
-    if score not in known:
-        raise ConfigurationError(f"score {score}: {data} is scored by {', '.join(known)}")
+    known = CONTOUR if is_pathfinder(data) else PANOPTIC_SCORES
+    for score in (comparison.score, *comparison.also):
+        if score not in known:
+            raise ConfigurationError(f"score {score}: {data} is scored by {', '.join(known)}")
 
 
 def measure(
-    model: nn.Module, loader: Iterable[Batch], data: str, steps: int
+    model: nn.Module, cfg: CfgNode, comparison: Comparison, steps: int
 ) -> tuple[dict[str, list[float]], list[float] | None, list[float] | None]:
-    """Scores, change and radius as `Outcome` has them, of a model trained for `steps` steps."""
-    evaluators = step_evaluators(data)
-    if not any(isinstance(module, Recurrence) for module in model.modules()):
-        scores = _scores(model, loader, evaluators)
-        return {name: [value] * 4 for name, value in scores.items()}, None, None
-    # By their position, as T/2 and T are the same step where T is 1.
-    wanted = [max(steps // 2, 1), steps, 2 * steps, 4 * steps]
-    found = {one.step: one for one in evaluate_steps(model, loader, wanted, evaluators)}
-    radius = _radius(model, loader, steps)
-    return (
-        {name: [found[step].scores[name] for step in wanted] for name in found[steps].scores},
-        [found[steps].change, found[4 * steps].change],
-        [float(radius.median()), float(radius.max())] if len(radius) else [math.nan, math.nan],
-    )
+    """Scores, change and radius as `Outcome` has them.
+
+    Args:
+        model: in evaluation mode.
+        cfg: of the model.
+        comparison: whose data and number of radii are taken.
+        steps: that it was trained for.
+    """
+    data = comparison.data
+    loader = scoring_batches(cfg, data)
+    evaluators = step_evaluators(data, tasks=("bbox", "segm"))
+    wanted = _wanted(steps)
+    change: list[float] | None = None
+    radius: list[float] | None = None
+    if has_recurrence(model):
+        found = {
+            one.step: one
+            for one in evaluate_steps(model, loader, wanted, evaluators, scores=_all_scores)
+        }
+        change = [found[steps].change, found[4 * steps].change]
+        radii = _radii(model, loader, steps, comparison.radius_samples)
+        radius = [float(value) for value in _spread(radii)]
+        of_steps = [found[step].scores for step in wanted]
+    else:
+        of_steps = [_scores(model, loader, evaluators)] * len(wanted)
+    if _has_things(data):
+        in_true_boxes = scores_in_true_boxes(model, cfg, data, sorted(set(wanted)))
+        by_step = dict(zip(sorted(set(wanted)), in_true_boxes, strict=True))
+        of_steps = [{**one, **by_step[step]} for one, step in zip(of_steps, wanted, strict=True)]
+    scores = {name: [one[name] for one in of_steps] for name in of_steps[0]}
+    return scores, change, radius
+
+
+def _wanted(steps: int) -> list[int]:
+    """T/2, T, 2T and 4T. The first two are the same step where T is 1."""
+    return [max(steps // 2, 1), steps, 2 * steps, 4 * steps]
+
+
+def _has_things(data: str) -> bool:
+    if is_pathfinder(data):
+        return False
+    return bool(MetadataCatalog.get(data).thing_dataset_id_to_contiguous_id)
+
+
+def _all_scores(results: Results) -> dict[str, float]:
+    own = scores_of(results)
+    return own if "pathfinder" in results else {**own, **instance_scores(results)}
 
 
 def _scores(
@@ -189,18 +296,24 @@ def _scores(
     for batch in loader:
         with torch.no_grad():
             evaluator.process(batch, model(batch))
-    return scores_of(evaluator.evaluate())
+    return _all_scores(evaluator.evaluate())
 
 
-def _radius(model: nn.Module, loader: Iterable[Batch], steps: int) -> torch.Tensor:
-    """Of the first samples, `(RADIUS_SAMPLES,)` or fewer."""
-    find_recurrence(model)
+def _radii(model: nn.Module, loader: Iterable[Batch], steps: int, samples: int) -> torch.Tensor:
+    """Of the first samples, `(samples,)` or fewer."""
     found = torch.empty(0)
     for batch in loader:
-        if len(found) >= RADIUS_SAMPLES:
+        if len(found) >= samples:
             break
-        found = torch.cat([found, radius_after(model, batch[:RADIUS_SAMPLES], steps=steps).cpu()])
-    return found[:RADIUS_SAMPLES]
+        some = batch[: samples - len(found)]
+        found = torch.cat([found, radius_after(model, some, steps=steps).cpu()])
+    return found[:samples]
+
+
+def _spread(radii: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Median, 99th percentile and largest; NaN of none."""
+    some = radii if len(radii) else torch.tensor([math.nan])
+    return some.median(), some.quantile(0.99), some.max()
 
 
 def train_all(
@@ -219,8 +332,8 @@ def train_all(
     tasks = {
         f"{arm.label}, seed {seed}": partial(
             _train_quietly,
-            comparison.data,
-            comparison.score,
+            # Only what is not of other arms has to be sent to the process.
+            replace(comparison, arms={}),
             arm,
             seed,
             arm.folder(output, seed),
@@ -238,27 +351,41 @@ def _train_quietly(*arguments: Any) -> Outcome:
 
 
 def markdown(comparison: Comparison, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """One line an arm: medians over the seeds, with the range of the score at T."""
+    """One line an arm: medians over the seeds, with the range of the scores at T."""
     score = comparison.score
     yield (
-        f"| arm | {score} at T/2 | {score} at T (min-max) | 2T | 4T | change at T | at 4T "
-        "| radius at T, median / max | minutes | seeds |"
+        f"| arm | {score} at T/2 | {score} at T (min-max) | 2T | 4T | "
+        + "".join(f"{name} | " for name in comparison.also)
+        + "change at T | at 4T | radius at T: median, 99 %, largest | parameters | minutes "
+        + "| seeds |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    form = ".3f" if scale_of(score) == 1 else ".1f"
+    yield "|---" * (11 + len(comparison.also)) + "|"
     for label in comparison.arms:
         runs = [outcome for outcome in outcomes if outcome.label == label]
         if not runs:
             continue
-        of_seeds = [run.scores[score] for run in runs]
-        cells = [_median_of(values, form) for values in zip(*of_seeds, strict=True)]
-        at_t = [values[1] for values in of_seeds if not math.isnan(values[1])]
-        cells[1] += f" ({min(at_t):{form}}-{max(at_t):{form}})" if at_t else ""
+        at_steps = zip(*(run.scores[score] for run in runs), strict=True)
+        cells = [_median_of(values, _form(score)) for values in at_steps]
+        cells[1] = _with_range(runs, score)
+        cells += [_with_range(runs, name) for name in comparison.also]
         cells += [_median(runs, "change", 0, ".4f"), _median(runs, "change", 1, ".5f")]
-        cells.append(f"{_median(runs, 'radius', 0, '.2f')} / {_median(runs, 'radius', 1, '.2f')}")
+        cells.append(", ".join(_median(runs, "radius", place, ".2f") for place in range(3)))
+        cells.append(f"{runs[0].parameters:,}")
         cells.append(f"{statistics.median(run.minutes for run in runs):.1f}")
         cells.append(", ".join(str(run.seed) for run in sorted(runs, key=lambda run: run.seed)))
         yield f"| {label} | " + " | ".join(cells) + " |"
+
+
+def _form(score: str) -> str:
+    return ".3f" if scale_of(score) == 1 else ".1f"
+
+
+def _with_range(runs: Sequence[Outcome], score: str) -> str:
+    """The median at T with least and greatest of the seeds."""
+    at_t = [run.scores[score][1] for run in runs]
+    known = [value for value in at_t if not math.isnan(value)]
+    form = _form(score)
+    return _median_of(at_t, form) + (f" ({min(known):{form}}-{max(known):{form}})" if known else "")
 
 
 def _median(runs: Sequence[Outcome], name: str, position: int, form: str) -> str:

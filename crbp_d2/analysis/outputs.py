@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,11 @@ def find_recurrence(model: nn.Module) -> Recurrence:
             "is about models with RecurrentSemSegHead or RecurrentMaskHead"
         )
     return found[0]
+
+
+def has_recurrence(model: nn.Module) -> bool:
+    """Whether a model has a recurrence, or several."""
+    return any(isinstance(module, Recurrence) for module in model.modules())
 
 
 def outputs_at(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepOutput]:
@@ -140,10 +146,14 @@ def _semantic(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepOu
         yield StepOutput(step, outputs, seen.change[step])
 
 
-class _ReadOutMasks(_ReadOut):
-    """The same of a mask head, of each RoI the mask of its class alone.
+class MasksOfSteps(_ReadOut):
+    """An observer of a mask head's circuit, which keeps of each RoI the mask of its class alone.
 
     Whose masks they are is known only inside the model's own run: a hook on the head.
+
+    Attributes:
+        masks: step -> of each image `pred_masks` as Detectron2's heads give them.
+        change: step -> how the state moved in it, `(N,)`.
     """
 
     def __init__(self, head: Any, steps: Sequence[int]) -> None:
@@ -160,15 +170,28 @@ class _ReadOutMasks(_ReadOut):
         self.masks[step] = [one.pred_masks for one in copies]
 
 
-def _panoptic(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepOutput]:
+@contextmanager
+def observed_masks(model: Any, steps: Sequence[int]) -> Iterator[MasksOfSteps]:
+    """Within the block the circuit of a mask head runs to the last of the steps, and the masks of
+    all of them are kept.
+
+    Args:
+        model: with a `RecurrentMaskHead`, in evaluation mode.
+        steps: ascending.
+    """
     head = model.roi_heads.mask_head
-    seen = _ReadOutMasks(head, steps)
+    seen = MasksOfSteps(head, steps)
     handle = head.register_forward_pre_hook(seen.enter)
     try:
         with torch.no_grad(), find_recurrence(model).observing(seen, steps=steps[-1]):
-            detections, semantics = model.inference(batch, do_postprocess=False)
+            yield seen
     finally:
         handle.remove()
+
+
+def _panoptic(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepOutput]:
+    with observed_masks(model, steps) as seen:
+        detections, semantics = model.inference(batch, do_postprocess=False)
     stuff = [
         sem_seg_postprocess(logits, _size(record), *_output_size(record))
         for logits, record in zip(semantics, batch, strict=True)

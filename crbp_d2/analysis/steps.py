@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
+from crbp_d2.analysis.instances import InstanceEvaluator, instance_scores
 from crbp_d2.analysis.outputs import Batch, find_recurrence, outputs_at
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.loaders import is_pathfinder
@@ -67,29 +67,14 @@ class Evaluated:
         return tuple(next(iter(self.scores.values()))[0].scores)
 
 
-class _InstanceEvaluator(COCOEvaluator):
-    """Detectron2's evaluator of masks, without pycocotools' report on the standard output.
-
-    Args:
-        dataset_name: registered.
-        partial: score the images that are processed, which need not be all.
-    """
-
-    def __init__(self, dataset_name: str, *, partial: bool) -> None:
-        super().__init__(dataset_name, ("segm",), distributed=False, use_fast_impl=False)
-        self._partial = partial
-
-    def evaluate(self) -> Any:
-        of_these = [prediction["image_id"] for prediction in self._predictions]
-        with contextlib.redirect_stdout(io.StringIO()):
-            return super().evaluate(of_these if self._partial else None)
-
-
-def step_evaluators(dataset_name: str, *, partial: bool = False) -> list[DatasetEvaluator]:
+def step_evaluators(
+    dataset_name: str, *, tasks: Sequence[str] = ("segm",), partial: bool = False
+) -> list[DatasetEvaluator]:
     """The evaluators whose scores are taken at every step; see `scores_of`.
 
     Args:
         dataset_name: registered.
+        tasks: of instances, see `InstanceEvaluator`.
         partial: score the images that are processed, which need not be all.
 
     Raises:
@@ -104,16 +89,20 @@ def step_evaluators(dataset_name: str, *, partial: bool = False) -> list[Dataset
         )
     evaluators: list[DatasetEvaluator] = [PanopticEvaluator(dataset_name, partial=partial)]
     if metadata.thing_dataset_id_to_contiguous_id:
-        evaluators.append(_InstanceEvaluator(dataset_name, partial=partial))
+        evaluators.append(InstanceEvaluator(dataset_name, tasks=tasks, partial=partial))
     return evaluators
 
 
-def scores_of(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+Results = Mapping[str, Mapping[str, float]]
+"""Of Detectron2's evaluators: task -> score -> value."""
+
+
+def scores_of(results: Results) -> dict[str, float]:
     """The scores of `StepScores`, from the results of `step_evaluators`."""
     if "pathfinder" in results:
         return {name: float(results["pathfinder"][name]) for name in CONTOUR}
     found = {name: float(results["panoptic_seg"][name]) for name in PANOPTIC[:3]}
-    return {**found, "mask_AP": float(results.get("segm", {}).get("AP", float("nan")))}
+    return {**found, "mask_AP": instance_scores(results)["mask_AP"]}
 
 
 def evaluate_steps(
@@ -121,6 +110,7 @@ def evaluate_steps(
     batches: Iterable[Batch],
     steps: Sequence[int],
     evaluators: Sequence[DatasetEvaluator],
+    scores: Callable[[Results], dict[str, float]] = scores_of,
 ) -> list[StepScores]:
     """Scores of a model at several steps; see `outputs_at` for what is computed once.
 
@@ -129,6 +119,7 @@ def evaluate_steps(
         batches: mapped records.
         steps: at least 1, in any order.
         evaluators: of `step_evaluators`; every step gets copies, which share the ground truth.
+        scores: those that are taken of the results.
 
     Returns:
         One entry a step, ascending.
@@ -151,7 +142,7 @@ def evaluate_steps(
     return [
         StepScores(
             step,
-            scores_of(of_step.pop(step).evaluate()),
+            scores(of_step.pop(step).evaluate()),
             float(torch.cat(changes[step]).mean()),
         )
         for step in wanted

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import crbp_d2.analysis.comparison as comparison_module
 from crbp_d2.analysis.arms import Arm, distinct_seeds
 from crbp_d2.analysis.comparison import (
+    PANOPTIC_SCORES,
     Comparison,
     Outcome,
     markdown,
@@ -55,6 +57,8 @@ def test_the_comparison_of_the_documentation_is_whole():
     assert found.arms["rbp"].opts == ["CRBP.ALGORITHM", "rbp"]
     assert [one.label for one in found.chosen(["rbp", "bptt"])] == ["bptt", "rbp"]
     assert len(found.chosen(None)) == 16
+    heads = read_comparison(CONFIGS.parent / "benchmarks" / "nuclei.yaml")
+    assert heads.score in PANOPTIC_SCORES and len(heads.also) == 5
     with pytest.raises(ConfigurationError, match=r"no arm 'bpt'; choose from 'bptt', "):
         found.chosen(["bptt", "bpt"])
 
@@ -72,6 +76,10 @@ def test_the_comparison_of_the_documentation_is_whole():
         ),
         ({"arms": {"a": {"config": "c.yaml", "set": {"SEED": 3}}}}, "SEED is set for all arms"),
         ({"arms": ["a"]}, "arms is .* must be a mapping"),
+        ({"also": ["AP"]}, "score 'AP' is none of F1, "),
+        ({"also": "F1"}, "also is 'F1', must be a list"),
+        ({"radius_samples": 0}, "radius_samples is 0, must be at least 1"),
+        ({"set": {"CRBP.STEP": 3}}, "arm 'a': .*CRBP.STEP"),
         ({"arms": {"a": {}}}, "arm 'a': lacks the key 'config'"),
         ({"arms": {"a": {"config": "absent.yaml"}}}, "arm 'a': .*absent.yaml"),
         ({"arms": {"a": {"config": "c.yaml", "sets": {}}}}, "'sets'; did you mean set"),
@@ -99,8 +107,9 @@ def test_what_is_no_comparison_is_named(tmp_path):
 
 
 def outcome(seed: int, f1: list[float], **more: object) -> Outcome:
-    usual = {"change": [0.1, 0.01], "radius": [0.9, 1.1], "settings": {}, "minutes": 2.0}
-    return Outcome(label="a", seed=seed, scores={"F1": f1}, **{**usual, **more})
+    usual = {"change": [0.1, 0.01], "radius": [0.9, 1.0, 1.1], "settings": {}, "minutes": 2.0}
+    scores = {"F1": f1, "IoU": [value / 2 for value in f1]}
+    return Outcome(label="a", seed=seed, parameters=1234, scores=scores, **{**usual, **more})
 
 
 def test_the_table_has_medians_and_the_range_at_t():
@@ -108,17 +117,20 @@ def test_the_table_has_medians_and_the_range_at_t():
     runs = [
         outcome(2, [0.5, 0.9, 0.8, 0.7]),
         outcome(1, [0.6, 0.7, 0.9, 0.1]),
-        outcome(3, [0.1, 0.8, 0.7, 0.4], radius=[0.8, 1.3]),
+        outcome(3, [0.1, 0.8, 0.7, 0.4], radius=[0.8, 1.2, 1.3]),
     ]
     head, rule, line = markdown(comparison, runs)
     assert head.startswith("| arm | F1 at T/2 | F1 at T (min-max) |")
     assert rule.count("|") == head.count("|") == line.count("|")
     assert line == (
-        "| a | 0.500 | 0.800 (0.700-0.900) | 0.800 | 0.400 | 0.1000 | 0.01000 | 0.90 / 1.10 | 2.0 "
-        "| 1, 2, 3 |"
+        "| a | 0.500 | 0.800 (0.700-0.900) | 0.800 | 0.400 | 0.1000 | 0.01000 | 0.90, 1.00, 1.10 "
+        "| 1,234 | 2.0 | 1, 2, 3 |"
     )
     _, _, line = markdown(comparison, [outcome(1, [0.5] * 4, change=None, radius=None)])
-    assert "| - | - | - / - |" in line
+    assert "| - | - | -, -, - |" in line
+    head, rule, line = markdown(replace(comparison, also=("IoU",)), runs)
+    assert "| 4T | IoU | change" in head and "| 0.400 | 0.400 (0.350-0.450) | 0.1000 |" in line
+    assert rule.count("|") == head.count("|") == line.count("|")
 
 
 def test_scores_that_are_none_leave_the_median_to_the_others_in_any_order():
@@ -154,8 +166,9 @@ def test_data_without_the_score_are_refused_before_training(tmp_path):
         ("pathfinder_tiny_val", "PQ", "score PQ: pathfinder_tiny_val is scored by F1"),
         ("pathfinder_tini_val", "F1", "no data set is registered .*did you mean"),
     ):
+        comparison = Comparison(data, score, {})
         with pytest.raises((ConfigurationError, DatasetError), match=message):
-            train_one(data, score, one, 1, tmp_path / "out")
+            train_one(comparison, one, 1, tmp_path / "out")
     assert not (tmp_path / "out" / "model_final.pth").exists()
 
 
@@ -205,7 +218,53 @@ def test_arms_are_trained_once_and_an_interrupted_call_goes_on(tmp_path):
         comparison.arms["feed-forward"], overrides={**first_overrides, "CRBP.CELL.CHANNELS": 3}
     )
     with pytest.raises(ConfigurationError, match=r"was trained with .*name another --output"):
-        train_one(comparison.data, "F1", other, 7, output / "feed_forward_7")
+        train_one(comparison, other, 7, output / "feed_forward_7")
+
+
+@pytest.mark.slow
+def test_a_training_that_is_cut_off_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
+    longer = {"SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 2}
+    one = Arm("a", QUICK / "pathfinder_crbp.yaml", {**SHORT, **longer})
+    comparison = Comparison("pathfinder_tiny_val", "F1", {}, radius_samples=3)
+    whole = train_one(comparison, one, 7, tmp_path / "whole")
+    taken = []
+
+    def cut(self) -> None:
+        taken.append(self.trainer.iter)
+        if self.trainer.iter == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison_module._Spent, "before_step", cut)
+        patch.setattr(comparison_module._Spent, "after_step", lambda self: None)
+        with pytest.raises(KeyboardInterrupt):
+            train_one(comparison, one, 7, tmp_path / "cut")
+    assert taken == [0, 1, 2]
+    assert not (tmp_path / "cut" / "outcome.json").exists()
+    other = replace(one, overrides={**one.overrides, "CRBP.SOLVER.STEPS": 3})
+    with pytest.raises(ConfigurationError, match=r"arm\.json: was trained with"):
+        train_one(comparison, other, 7, tmp_path / "cut")
+    again = train_one(comparison, one, 7, tmp_path / "cut")
+    assert (again.scores, again.change, again.radius) == (whole.scores, whole.change, whole.radius)
+    log = (tmp_path / "cut" / "log.txt").read_text()
+    assert "Starting training from iteration 2" in log
+
+
+def test_what_is_set_for_all_arms_and_on_the_command_line_is_in_each(tmp_path):
+    arms = {"a": arm("pathfinder_crbp.yaml"), "b": arm("pathfinder_crbp.yaml")}
+    arms["b"]["set"]["SOLVER.BASE_LR"] = 0.2
+    common = {"SOLVER.BASE_LR": 0.1, "CRBP.SOLVER.TEST_STEPS": 3}
+    file = write(tmp_path / "arms.yaml", arms, set=common)
+    found = read_comparison(file, ["SOLVER.MAX_ITER", "9"])
+    rates = [one.overrides["SOLVER.BASE_LR"] for one in found.arms.values()]
+    assert rates == [0.1, 0.2]
+    for one in found.arms.values():
+        assert (one.overrides["CRBP.SOLVER.TEST_STEPS"], one.overrides["SOLVER.MAX_ITER"]) == (
+            3,
+            "9",
+        )
+    with pytest.raises(ConfigurationError, match="--opts SOLVER.MAX_ITER: give pairs"):
+        read_comparison(file, ["SOLVER.MAX_ITER"])
 
 
 @pytest.mark.slow
@@ -220,12 +279,14 @@ def test_panoptic_models_are_compared_by_their_scores(tmp_path, monkeypatch):
         **{"INPUT.MIN_SIZE_TRAIN": [64], "INPUT.MIN_SIZE_TEST": 64, "MODEL.DEVICE": "cpu"},
     }
     arms = {"head": {"config": str(QUICK / "shapes_crbp.yaml"), "set": settings}}
+    also = ["mask_AP_true_boxes", "box_AP", "PQ_th"]
     comparison = read_comparison(
-        write(tmp_path / "arms.yaml", arms, data="compared", score="mask_AP")
+        write(tmp_path / "arms.yaml", arms, data="compared", score="mask_AP", also=also)
     )
-    found = train_one("compared", "PQ", comparison.arms["head"], 1, tmp_path / "out")
-    assert len(found.scores["PQ"]) == 4 and found.settings["data"] == "compared"
-    assert found.radius is not None and len(found.radius) == 2
+    found = train_one(comparison, comparison.arms["head"], 1, tmp_path / "out")
+    assert set(found.scores) == set(PANOPTIC_SCORES) and found.settings["data"] == "compared"
+    assert all(len(values) == 4 for values in found.scores.values())
+    assert found.radius is not None and len(found.radius) == 3
     assert all(value > 0 or math.isnan(value) for value in found.radius)
     again = json.loads((tmp_path / "out" / "outcome.json").read_text())
     assert again["seed"] == 1 and again["settings"]["set"]["CRBP.SOLVER.STEPS"] == 2

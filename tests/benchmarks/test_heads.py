@@ -12,13 +12,21 @@ from torch import nn
 from benchmarks.heads import (
     Bench,
     HeadOutcome,
+    Measured,
     markdown,
     measure_head,
     outcome_of,
     read_bench,
     train_head,
 )
-from benchmarks.roi_features import RoIs, cached_rois
+from benchmarks.roi_features import (
+    TOUCHING,
+    Collection,
+    RoIs,
+    cached_rois,
+    elongation_of,
+    touching,
+)
 from crbp_d2.analysis.arms import Arm
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import ConfigurationError, Recurrence
@@ -49,12 +57,13 @@ def discs(count: int, seed: int) -> RoIs:
     shown = nn.functional.avg_pool2d(masks.float()[:, None], 2)
     noise = 0.2 * torch.rand(count, 7, 14, 14, generator=random)
     classes = torch.randint(2, (count,), generator=random)
-    return RoIs(torch.cat([shown, noise], dim=1), masks, classes)
+    near = torch.arange(count) % 2 == 0
+    return RoIs(torch.cat([shown, noise], dim=1), masks, classes, near, torch.ones(count) + near)
 
 
 def test_features_are_those_of_the_mask_head_and_masks_those_of_the_boxes(run):
-    exact = cached_rois(run, [NAME], jitter=0.0, per_image=2)
-    moved = cached_rois(run, [NAME], jitter=0.1, per_image=2)
+    exact = cached_rois(run, [NAME], Collection(jitter=0.0, per_image=2))
+    moved = cached_rois(run, [NAME], Collection(jitter=0.1, per_image=2))
     assert len(exact) == len(moved) > 2
     assert exact.features.shape[1:] == (run.model.backbone.output_shape()["p2"].channels, 14, 14)
     assert exact.masks.shape[1:] == (28, 28) and exact.masks.dtype == torch.bool
@@ -66,13 +75,43 @@ def test_features_are_those_of_the_mask_head_and_masks_those_of_the_boxes(run):
 
 
 def test_features_are_kept_for_the_same_settings_alone(run):
-    first = cached_rois(run, [NAME], per_image=1, seed=3)
+    how = Collection(per_image=1, seed=3)
+    first = cached_rois(run, [NAME], how)
     files = set(run.folder.glob("roi_features_*.pt"))
-    again = cached_rois(run, [NAME], per_image=1, seed=3)
+    again = cached_rois(run, [NAME], how)
     assert all(torch.equal(vars(first)[name], vars(again)[name]) for name in vars(first))
     assert set(run.folder.glob("roi_features_*.pt")) == files
-    assert len(cached_rois(run, [NAME], per_image=3, seed=3)) > len(first)
+    assert len(cached_rois(run, [NAME], Collection(per_image=3, seed=3))) > len(first)
     assert len(set(run.folder.glob("roi_features_*.pt"))) == len(files) + 1
+    smaller = load_run(str(run.folder), ["INPUT.MIN_SIZE_TEST", 48])
+    assert not torch.equal(cached_rois(smaller, [NAME], how).features, first.features)
+
+
+def test_finer_features_and_noisy_images_are_of_the_same_objects(run):
+    usual = cached_rois(run, [NAME], Collection(jitter=0.0))
+    finer = cached_rois(run, [NAME], Collection(jitter=0.0, resolution=28))
+    assert finer.features.shape[2:] == (28, 28) and finer.masks.shape[1:] == (56, 56)
+    pooled = nn.functional.avg_pool2d(finer.features, 2)
+    assert torch.nn.functional.cosine_similarity(pooled, usual.features).mean() > 0.98
+    assert run.model.roi_heads.mask_pooler.output_size == (14, 14)
+    noisy = cached_rois(run, [NAME], Collection(jitter=0.0, noise=30.0))
+    assert not torch.equal(noisy.features, usual.features)
+    for name in ("masks", "classes", "touching", "elongation"):
+        assert torch.equal(getattr(noisy, name), getattr(usual, name))
+
+
+def test_touching_and_elongated_objects_are_known():
+    masks = torch.zeros(5, 40, 60, dtype=torch.bool)
+    masks[0, 4:10, 4:28] = True
+    masks[1, 4:10, 28 + TOUCHING - 1 : 34] = True
+    masks[2, 4:10, 34 + TOUCHING : 48] = True
+    masks[3, 20:32, 4:16] = True
+    of_parts = [True, True, False, False, False]
+    assert touching(masks).tolist() == of_parts
+    found = elongation_of(masks)
+    # A rectangle has the moments of its sides: 24 x 6 pixels.
+    assert found[0] == pytest.approx(4, rel=1e-4) and found[3] == pytest.approx(1, rel=1e-4)
+    assert found[4] == 1
 
 
 @pytest.mark.parametrize(
@@ -89,14 +128,17 @@ def test_a_head_learns_what_its_features_show(config, settings, recurrent):
     head, milliseconds, saved = train_head(arm, bench, discs(64, 1), num_classes=2, seed=1)
     assert milliseconds > 0 and saved > 0 and not head.training
     steps = head.recurrence.test_steps if recurrent else None
-    iou, shares, change, radius = measure_head(head, discs(70, 2), steps)
-    assert len(iou) == 4 and iou[1] > 0.8
-    assert 0 < shares["0.85"][1] <= 1 and shares["0.9"][1] <= shares["0.85"][1]
+    found = measure_head(head, discs(70, 2), steps)
+    assert len(found.iou) == 4 and found.iou[1] > 0.8
+    assert 0 < found.shares["0.85"][1] <= 1 and found.shares["0.9"][1] <= found.shares["0.85"][1]
+    of_kinds = (found.kinds["touching"], found.kinds["elongated"])
+    # Every second disc is of both kinds.
+    assert of_kinds[0] == of_kinds[1] != found.iou[1]
     if not recurrent:
-        assert (change, radius) == (None, None) and len(set(iou)) == 1
+        assert (found.change, found.radius) == (None, None) and len(set(found.iou)) == 1
         return
-    assert change is not None and radius is not None
-    assert 0 < radius[0] <= radius[1] <= radius[2]
+    assert found.change is not None and found.radius is not None
+    assert 0 < found.radius[0] <= found.radius[1] <= found.radius[2]
 
 
 def test_overlaps_are_those_of_the_class_and_of_all_regions():
@@ -116,20 +158,25 @@ def test_overlaps_are_those_of_the_class_and_of_all_regions():
             logits[torch.arange(len(features)), part.classes] = part.masks.float() * 2 - 1
             return logits
 
-    iou, shares, _, _ = measure_head(Perfect(), rois, None)
-    assert iou == [1.0] * 4 and shares == {"0.85": [1.0] * 4, "0.9": [1.0] * 4}
+    assert measure_head(Perfect(), rois, None) == Measured(
+        iou=[1.0] * 4,
+        shares={"0.85": [1.0] * 4, "0.9": [1.0] * 4},
+        kinds={"touching": 1.0, "elongated": 1.0},
+    )
 
 
 def test_an_arm_is_trained_once_and_other_settings_are_refused(tmp_path):
     arm = Arm("one, small", QUICK / "shapes_crbp.yaml", {**SMALL, "CRBP.SOLVER.STEPS": 2})
     bench = Bench(iterations=2, batch=4, learning_rate=0.01, arms={arm.label: arm})
     rois = discs(8, 1), discs(5, 2)
-    common = {"num_classes": 2, "seed": 1, "folder": tmp_path}
+    common = {"num_classes": 2, "seed": 1, "folder": tmp_path, "conditions": {"noise": 0}}
     first = outcome_of(arm, bench, rois, **common)
     assert outcome_of(arm, bench, rois, **common) == first
     other = Bench(iterations=3, batch=4, learning_rate=0.01, arms=bench.arms)
     with pytest.raises(ConfigurationError, match="was trained with .*name another --output"):
         outcome_of(arm, other, rois, **common)
+    with pytest.raises(ConfigurationError, match="was trained with .*name another --output"):
+        outcome_of(arm, bench, rois, **{**common, "conditions": {"noise": 20}})
     head, rule, line = markdown(bench, [first])
     assert head.count("|") == rule.count("|") == line.count("|")
     assert line.startswith("| one, small | 0.") and line.endswith("| 1 |")
@@ -139,7 +186,11 @@ def test_the_benchs_file_is_whole_and_its_heads_are_of_comparable_size():
     bench = read_bench(CONFIGS.parent / "benchmarks" / "mask_heads.yaml")
     assert bench.iterations == 800 and "feed-forward" in bench.arms
     rois = RoIs(
-        torch.rand(2, 64, 14, 14), torch.ones(2, 28, 28, dtype=torch.bool), torch.tensor([0, 0])
+        torch.rand(2, 64, 14, 14),
+        torch.ones(2, 28, 28, dtype=torch.bool),
+        torch.tensor([0, 0]),
+        torch.tensor([True, False]),
+        torch.ones(2),
     )
     one = Bench(iterations=1, batch=2, learning_rate=0.001, arms=bench.arms)
     for label, arm in bench.arms.items():
@@ -171,11 +222,12 @@ def test_the_largest_radius_of_all_seeds_is_shown():
 
     def outcome(seed: int, radius: list[float], iou: float) -> HeadOutcome:
         shares = {"0.85": [0.5] * 4, "0.9": [0.25] * 4}
-        return HeadOutcome("a", seed, {}, [iou] * 4, shares, 0.01, radius, 5.0, 10**6, 1234)
+        kinds = {"touching": 0.75, "elongated": iou}
+        return HeadOutcome("a", seed, {}, [iou] * 4, shares, kinds, 0.01, radius, 5.0, 10**6, 1234)
 
     runs = [outcome(2, [0.5, 0.7, 1.2], 0.8), outcome(1, [0.7, 0.9, 0.95], 0.9)]
     *_, line = markdown(bench, runs)
     assert line == (
-        "| a | 0.8500 | 0.8500 (0.8000-0.9000) | 0.8500 | 0.8500 | 0.500 | 0.250 | 0.01000 "
-        "| 0.60, 0.90, 1.20 | 5 | 1 | 1,234 | 1, 2 |"
+        "| a | 0.8500 | 0.8500 (0.8000-0.9000) | 0.8500 | 0.8500 | 0.500 | 0.250 | 0.7500 | 0.8500 "
+        "| 0.01000 | 0.60, 0.90, 1.20 | 5 | 1 | 1,234 | 1, 2 |"
     )
