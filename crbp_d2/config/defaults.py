@@ -17,8 +17,8 @@ PARTS = "CRBP_D2_PARTS"
 """Environment variable of modules with parts of your own."""
 COMMON = ("NAME", "STEPS", "TEST_STEPS", "SPREAD", "COMPILE")
 """Keys of nodes that are not options of the part which is chosen."""
-NOT_OPTIONS = ("name", "max_samples")
-"""Of penalties: the first is the name of the node, the second `PENALTY.SAMPLES`."""
+NOT_OPTIONS = ("name", "max_samples", "choice")
+"""Of penalties: the first is the name of the node, the others `PENALTY.SAMPLES` and `.CHOICE`."""
 
 
 def add_crbp_config(cfg: CfgNode) -> None:
@@ -76,8 +76,11 @@ def add_crbp_config(cfg: CfgNode) -> None:
 
     # --- penalties -------------------------------------------------------------------------------
     penalty = node.PENALTY = CfgNode(new_allowed=True)
-    # Compute penalties on this many samples (RoIs), drawn at random, to save memory; 0 for all.
+    # Compute penalties on this many samples (RoIs), to save memory and time; 0 for all.
     penalty.SAMPLES = 0
+    # Which ones: random, or moving for those whose state changed most in the last step. A spectral
+    # penalty on a few of these is enough to make all settle.
+    penalty.CHOICE = "random"
     # Factor on the weights of all penalties but the Lipschitz coefficient penalty over training:
     # ((iteration, factor), ...), linear between the points. ((1000, 0.0), (2000, 1.0)) learns first
     # and contracts afterwards. () for none.
@@ -111,6 +114,9 @@ def add_crbp_config(cfg: CfgNode) -> None:
     cell.CHANNELS = 256
 
     # --- Detectron2's own nodes ------------------------------------------------------------------
+    # RecurrentMaskHead: 3x3 convolutions with rectification before the circuit, of its width, with
+    # the norm MODEL.ROI_MASK_HEAD.NORM. 0 for none, as published.
+    cfg.MODEL.ROI_MASK_HEAD.ENTRY_CONVS = 0
     # Norm of the last state before the readout: GN, IN, BN, SyncBN, FrozenBN, LN or "".
     cfg.MODEL.ROI_MASK_HEAD.OUTPUT_NORM = "GN"
     # The same of contour models, and of the layers of the one without recurrence.

@@ -10,8 +10,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch import nn
 
-from crbp_d2.core import build_recurrence
+from crbp_d2.core import ConfigurationError, build_recurrence
 from crbp_d2.modeling import RecurrentMaskHead
 from crbp_d2.modeling.phases import Phases
 
@@ -171,6 +172,34 @@ def test_features_of_another_width_pass_a_convolution(build_head):
     assert tuple(head.entry.weight.shape) == (32, 48, 1, 1)
     train_step(head, channels=48)
     assert head.entry.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("count", "norm", "width"), [(1, "", 48), (2, "GN", 32)])
+def test_convolutions_before_the_circuit_are_its_drive(build_head, count, norm, width):
+    key = "MODEL.ROI_MASK_HEAD."
+    head = build_head(key + "ENTRY_CONVS", count, key + "NORM", norm, channels=width)
+    x = features(3, channels=width)
+    expected = x
+    for layer in head.entry:
+        assert tuple(layer.weight.shape[2:]) == (3, 3) and (layer.norm is None) == (not norm)
+        expected = nn.functional.conv2d(expected, layer.weight, layer.bias, padding=1)
+        expected = nn.functional.relu(expected if layer.norm is None else layer.norm(expected))
+    assert len(head.entry) == count and torch.equal(head.entry(x), expected)
+    head.eval()
+    with torch.no_grad():
+        state = head.recurrence(expected).state
+        torch.testing.assert_close(head.layers(x), head.read_out(state))
+    train_step(head.train(), channels=width)
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in head.entry)
+    # Without any region all parameters have a gradient, too.
+    head.zero_grad()
+    train_step(head, (0, 0), channels=width)
+    assert all(p.grad is not None for p in head.entry.parameters())
+
+
+def test_a_negative_number_of_convolutions_is_refused(build_head):
+    with pytest.raises(ConfigurationError, match="ENTRY_CONVS must be at least 0, got -1"):
+        build_head("MODEL.ROI_MASK_HEAD.ENTRY_CONVS", -1)
 
 
 def test_steps_in_testing(build_head):
