@@ -10,7 +10,7 @@ import json
 import logging
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ _CHUNK = 50
 class PanopticEvaluator(COCOPanopticEvaluator):
     """Detectron2's panoptic evaluator, where panopticapi would fork a process for every core.
 
-    The measure is panopticapi's. Differences: a bounded number of processes; things or stuff may
+    The measure is panopticapi's. Differences: a bounded number of processes; the quality of every
+    class is told, too, as `PQ-<class>`, `SQ-<class>` and `RQ-<class>`; things or stuff may
     be absent (their quality is then NaN); predictions of the thing class that stands in where data
     have no things are discarded; images of the same name in different folders don't meet; what it
     is given stays as it was.
@@ -74,7 +75,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         super().process(inputs, own)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """PQ, SQ and RQ in percent of all classes, things (`_th`) and stuff (`_st`).
+        """PQ, SQ and RQ in percent of all classes, things (`_th`), stuff (`_st`) and each class
+        (`-<name>`; NaN of one that is neither in the data nor predicted).
 
         None in all processes but the main one, and where nothing was predicted.
 
@@ -103,6 +105,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         for suffix, isthing in _GROUPS.items():
             results.update(averages(statistics, categories, isthing, suffix))
         _log_table(results)
+        for identity, category in categories.items():
+            suffix = f"-{category['name']}"
+            results.update(averages(statistics, {identity: category}, suffix=suffix))
+        _log_classes(results, [category["name"] for category in categories.values()])
         return OrderedDict(panoptic_seg=results)
 
     def _statistics(
@@ -157,7 +163,7 @@ def averages(
 
     Args:
         statistics: of `compare_segments`.
-        categories: of the panoptic JSON, by id.
+        categories: of the panoptic JSON, by id; all, or those that are averaged.
         isthing: of things alone, of stuff alone, or of all.
         suffix: of the keys.
     """
@@ -180,6 +186,15 @@ def _log_table(results: dict[str, float]) -> None:
     ]
     table = tabulate(rows, headers=["", "PQ", "SQ", "RQ"], tablefmt="pipe", floatfmt=".3f")
     logger.info("Panoptic quality:\n%s", table)
+
+
+def _log_classes(results: dict[str, float], names: Sequence[str]) -> None:
+    """Three classes a line, as Detectron2 shows its AP."""
+    cells = [cell for name in names for cell in (name, results[f"PQ-{name}"])]
+    rows = [cells[start : start + 6] for start in range(0, len(cells), 6)]
+    headers = ["category", "PQ"] * min(len(names), 3)
+    table = tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".3f")
+    logger.info("Panoptic quality by class:\n%s", table)
 
 
 def _without_things(

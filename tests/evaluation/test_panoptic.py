@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import io
+import json
 import multiprocessing
 from itertools import islice
 from pathlib import Path
@@ -72,6 +73,15 @@ def test_equals_panopticapi(name: str, tmp_path: Path) -> None:
         for key in ("pq", "sq", "rq"):
             assert ours[f"{key.upper()}{suffix}"] == pytest.approx(100 * theirs[group][key])
     assert 0 < ours["PQ"] < 100
+    seen = set()
+    for category in json.loads(Path(metadata.panoptic_json).read_text())["categories"]:
+        of_class = theirs["per_class"][category["id"]]
+        for key in ("pq", "sq", "rq"):
+            own = ours[f"{key.upper()}-{category['name']}"]
+            # panopticapi says 0 of a class that is nowhere.
+            assert own == pytest.approx(100 * of_class[key]) or np.isnan(own)
+            seen.add(own)
+    assert len(seen) > 3
 
 
 def test_areas_of_the_json_would_give_more_than_100(name: str, data: Written) -> None:
