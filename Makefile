@@ -19,7 +19,7 @@ install_options :=
 endif
 
 help:
-	@echo "make train    the main job on the embedded data set; results in outputs/shapes_crbp"
+	@echo "make train    the main job on the embedded data set; results in outputs/shapes_settling"
 	@echo "make test     the tests, two at a time; JOBS=8 for eight"
 	@echo "make test-fast  those that take two minutes together"
 	@echo "make test-detectron2 DETECTRON2=FOLDER  those that Detectron2 can change, with the copy of it"
@@ -41,7 +41,7 @@ install:
 	@"$(installer)" scripts/install.py $(install_options)
 
 train: install
-	"$(run)" tools/train_net.py --config-file configs/quick/shapes_crbp.yaml OUTPUT_DIR outputs/shapes_crbp
+	"$(run)" tools/train_net.py --config-file configs/quick/shapes_settling.yaml OUTPUT_DIR outputs/shapes_settling
 
 # JOBS= tests run at a time, on a core each; those of a file stay together, as they share what is slow
 # to make.

@@ -6,7 +6,7 @@ each answers.
 
 examples:
   tools/benchmark.py head --rounds 5
-  tools/benchmark.py gradients outputs/shapes_crbp --samples 16
+  tools/benchmark.py gradients outputs/shapes_settling --samples 16
 """
 
 import sys

@@ -9,7 +9,7 @@ contour, in IMAGE.png and IMAGE.pdf; the steps as numbers, 0 for never, in IMAGE
 models in IMAGE_LABEL.csv).
 
 examples:
-  tools/demo.py outputs/shapes_crbp --count 4 --output pictures
+  tools/demo.py outputs/shapes_settling --count 4 --output pictures
   tools/demo.py C-RBP=outputs/coco BPTT=outputs/coco_bptt --input holiday 'street/*.jpg' \\
       --output pictures
   tools/demo.py outputs/pathfinder_tiny_bptt --steps 24 --output pictures

@@ -196,7 +196,7 @@ def test_a_penalty_on_some_samples_is_unbiased(reduction):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_penalty_can_be_taken_on_the_samples_that_move_most(reduction):
-    """`F(x, h) = x . h + 1`: the Jacobian is x, and where it is large the state is far from rest."""
+    """`F(x, h) = x . h + 1`: the Jacobian is x, and a state with a large one is far from rest."""
     rates = torch.tensor([0.3, 0.9, 0.5, 0.1, 0.8], dtype=torch.float64)
     drive = rates.reshape(5, 1, 1, 1).repeat(1, 2, 3, 3).requires_grad_()
 

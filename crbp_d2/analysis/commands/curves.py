@@ -4,7 +4,7 @@ Reads metrics.json and config.yaml of each run; no model is loaded, and a traini
 going on. Writes curves.png, .pdf and the numbers behind them, curves.csv.
 
 examples:
-  tools/analyze.py curves outputs/shapes_crbp
+  tools/analyze.py curves outputs/shapes_settling
   tools/analyze.py curves C-RBP=outputs/pathfinder_tiny_crbp BPTT=outputs/pathfinder_tiny_bptt \\
       --x images --output figures
   tools/analyze.py curves outputs/pathfinder_14_hgru --published pathfinder_14:crbp,bptt

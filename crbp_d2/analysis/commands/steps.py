@@ -6,7 +6,7 @@ accuracy, precision, recall, IoU. Writes steps.csv, .png and .pdf. A steps.csv m
 place of a RUN: what it holds is drawn, and not evaluated again.
 
 examples:
-  tools/analyze.py steps outputs/shapes_crbp --steps 1-20
+  tools/analyze.py steps outputs/shapes_settling --steps 1-20
   a model trained on contours of 14 dashes, at N/2, N, 2N and 4N steps on 14, 20 and 25:
   tools/analyze.py steps outputs/pathfinder_14_hgru \\
       --dataset pathfinder_14_test pathfinder_20_test pathfinder_25_test

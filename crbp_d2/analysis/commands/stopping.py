@@ -5,7 +5,7 @@ Markdown table of steps, time and scores and writes it to early_stopping.md in t
 run; with --output there, of several runs in a folder for each.
 
 examples:
-  tools/analyze.py stopping outputs/shapes_crbp
+  tools/analyze.py stopping outputs/shapes_settling
   tools/analyze.py stopping outputs/pathfinder_tiny_contracting --tolerances 0.01 0.003
 """
 
