@@ -22,7 +22,7 @@ from .validate import DatasetError
 UNLABELLED = 255
 # Value of thing pixels in stuff maps.
 _THING = 0
-_EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -152,21 +152,21 @@ def _check_image(
     """The image in eight bits if it is deeper, or None after adding to `problems`."""
     # Path.is_file() raises an error for a name that is too long.
     if not os.path.isfile(path):
-        problems.append(_missing(path, "add the image or correct its file_name"))
+        problems.append(missing(path, "add the image or correct its file_name"))
         return None
     try:
         converted = eight_bits(path.read_bytes(), values)
         with Image.open(path) as image:
             size = image.size
             # Detectron2 turns images upright when it reads them.
-            if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
+            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
                 size = size[::-1]
             if converted is None:
                 # All of a JPEG is read at an eighth of the size, in a fraction of the time.
                 image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
                 image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds for broken files
-        problems.append(_unreadable(path, error))
+        problems.append(unreadable(path, error))
         return None
     _check_size(path, size, expected, problems)
     return converted
@@ -175,7 +175,7 @@ def _check_image(
 def _read_panoptic(path: Path, expected: tuple[int, int], problems: list[str]) -> np.ndarray | None:
     """(height, width) int32 segment ids, or None after adding to `problems`."""
     if not os.path.isfile(path):
-        problems.append(_missing(path, "add the PNG or correct its file_name"))
+        problems.append(missing(path, "add the PNG or correct its file_name"))
         return None
     try:
         with Image.open(path) as image:
@@ -192,13 +192,14 @@ def _read_panoptic(path: Path, expected: tuple[int, int], problems: list[str]) -
             require_whole(image)
             pixels = np.array(image)
     except Exception as error:  # see above
-        problems.append(_unreadable(path, error))
+        problems.append(unreadable(path, error))
         return None
     _check_size(path, size, expected, problems)
     return rgb2id(pixels)
 
 
-def _missing(path: Path, cure: str) -> str:
+def missing(path: Path, cure: str) -> str:
+    """The message about a file that is not there; the cure is another if one is called alike."""
     alike = spelled_alike(path)
     if alike is not None:
         # Accents can be encoded in two ways that look the same.
@@ -206,7 +207,8 @@ def _missing(path: Path, cure: str) -> str:
     return f"{path}: no such file; {cure}"
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def unreadable(path: Path, error: Exception) -> str:
+    """The message about an image that Pillow can't read, or that was refused."""
     if isinstance(error, DatasetError):
         return f"{path}: {error}"
     if isinstance(error, Image.DecompressionBombError):

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from .fields import Json
 from .panoptic import register_panoptic
 from .reading import checked_range
 from .validate import DatasetError
@@ -33,6 +34,21 @@ def register_from_file(path: str | Path) -> list[str]:
         DatasetError: the file is missing or not of this form, or data can't be registered.
     """
     path = Path(path).expanduser()
+    entries = read_entries(path)
+    for entry in entries:
+        keys = entry.keys() - {"name", "intensity_range"}
+        paths = {key: path.parent / Path(entry[key]).expanduser() for key in keys}
+        values = entry.get("intensity_range")
+        register_panoptic(entry["name"], **paths, intensity_range=values)
+    return [entry["name"] for entry in entries]
+
+
+def read_entries(path: Path) -> list[Json]:
+    """The entries of a file for `register_from_file`, without a look at the data.
+
+    Raises:
+        DatasetError: the file is missing or not of that form.
+    """
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; check the path")
     try:
@@ -43,12 +59,7 @@ def register_from_file(path: str | Path) -> list[str]:
         raise DatasetError(f"{path}: must be a list of data sets, each with {', '.join(_REQUIRED)}")
     for number, entry in enumerate(entries, start=1):
         _check_entry(f"{path}, data set {number}", entry)
-    for entry in entries:
-        keys = entry.keys() - {"name", "intensity_range"}
-        paths = {key: path.parent / Path(entry[key]).expanduser() for key in keys}
-        values = entry.get("intensity_range")
-        register_panoptic(entry["name"], **paths, intensity_range=values)
-    return [entry["name"] for entry in entries]
+    return entries
 
 
 def _check_entry(place: str, entry: Any) -> None:

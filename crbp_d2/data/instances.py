@@ -133,12 +133,7 @@ def _measured(annotation: Json, height: int, width: int) -> Json | None:
     Raises:
         ValueError: mask or box are not possible; says why.
     """
-    shape = annotation["segmentation"]
-    polygons = None if isinstance(shape, dict) else _read_polygons(shape, height, width)
-    if polygons is None:
-        encoded = _read_run_lengths(shape, height, width)
-    else:
-        encoded = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+    encoded, polygons = read_mask(annotation["segmentation"], height, width)
     pixels = int(mask_util.area(encoded))
     given_box = annotation.get("bbox")
     if pixels == 0 or (given_box is not None and 0 in given_box[2:]):
@@ -146,6 +141,7 @@ def _measured(annotation: Json, height: int, width: int) -> Json | None:
     measured_box = mask_util.toBbox(encoded).tolist()
     if given_box is not None:
         _check_box(given_box, measured_box, height, width)
+    shape: Json | list[list[float]]
     if polygons is not None:
         shape = polygons
     elif annotation["iscrowd"]:
@@ -160,6 +156,25 @@ def _measured(annotation: Json, height: int, width: int) -> Json | None:
         "bbox": given_box or measured_box,
         "segmentation": shape,
     }
+
+
+def read_mask(shape: Any, height: int, width: int) -> tuple[Json, list[list[float]] | None]:
+    """A mask in any of COCO's forms: polygons, run lengths, or these in pycocotools' string.
+
+    Args:
+        shape: polygons [x0, y0, x1, y1, ...] in pixels from the upper left corner of the image, or
+            an object of "size" and "counts".
+
+    Returns:
+        Run lengths as pycocotools has them, and the polygons in normal form if there are such.
+
+    Raises:
+        ValueError: the mask is not possible in an image of that size; says why.
+    """
+    if isinstance(shape, dict):
+        return _read_run_lengths(shape, height, width), None
+    polygons = _read_polygons(shape, height, width)
+    return mask_util.merge(mask_util.frPyObjects(polygons, height, width)), polygons
 
 
 def _read_run_lengths(shape: Json, height: int, width: int) -> Json:

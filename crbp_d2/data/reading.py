@@ -26,7 +26,7 @@ IntensityRange = tuple[float, float]
 """Values that become 0 and 255. The conversion is linear between them and cuts beyond."""
 
 # Of others it isn't known here how deep they are.
-_FORMATS = {"BMP", "DIB", "GIF", "JPEG", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
+FORMATS = {"BMP", "DIB", "GIF", "JPEG", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
 _BITS, _SAMPLES, _SAMPLE_FORMAT, _KIND_OF_PAGE, _ORIENTATION = 258, 277, 339, 254, 274
 
 
@@ -161,7 +161,7 @@ def require_whole(image: Image.Image) -> None:
     Raises:
         DatasetError: naming the part and the cure.
     """
-    if image.format not in _FORMATS:
+    if image.format not in FORMATS:
         raise DatasetError(
             f"the format {image.format}, of which it isn't known whether all of it would be read; "
             "save it as PNG or TIFF"

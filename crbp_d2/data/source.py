@@ -9,7 +9,7 @@ from typing import Any
 
 from .reading import IntensityRange, checked_range
 from .storage import writable_or_cached
-from .validate import DatasetError
+from .validate import DatasetError, read_json, refuse_instances
 
 CACHE_FOLDER = "crbp_d2_cache"
 PathLike = str | Path
@@ -94,6 +94,9 @@ class PanopticSource:
 
     def check_exists(self) -> None:
         """Raises `DatasetError` if a file or folder is missing."""
+        if self.panoptic_json.is_file() and not self.panoptic_pngs.is_dir():
+            # Who has no PNGs may have instances, and has to be told more than that.
+            refuse_instances(self.panoptic_json, read_json(self.panoptic_json))
         for folder in (self.images, self.panoptic_pngs):
             if not folder.is_dir():
                 raise DatasetError(f"{folder}: no such folder; check the path")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -102,7 +103,9 @@ def read_panoptic_json(path: Path) -> dict[str, list[Json]]:
         DatasetError: with what is missing, duplicate, empty or unknown.
     """
     problems = Problems(str(path))
-    content = read_lists(read_json(path), PANOPTIC, "COCO's panoptic format", problems)
+    given = read_json(path)
+    refuse_instances(path, given)
+    content = read_lists(given, PANOPTIC, "COCO's panoptic format", problems)
     for key, entries in content.items():
         if not entries:
             problems.add(f"{key!r} is empty: nothing to train on")
@@ -118,11 +121,24 @@ def read_panoptic_json(path: Path) -> dict[str, list[Json]]:
         ]
     # What follows relies on the fields.
     problems.raise_if_any()
-    _check_categories(content["categories"], problems)
-    _check_images(content["images"], problems)
+    check_categories(content["categories"], problems)
+    check_images(content["images"], problems)
     _check_annotations(content, problems)
     problems.raise_if_any()
     return content
+
+
+def refuse_instances(path: Path, content: Any) -> None:
+    """Raises `DatasetError` if the content of a file is in COCO's instance format, in the place of
+    the panoptic one."""
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    if isinstance(first, dict) and "segmentation" in first and "segments_info" not in first:
+        raise DatasetError(
+            f"{path}: in COCO's instance format, not in the panoptic one; convert it by "
+            f"datasets/convert.py instances {shlex.quote(str(path))} IMAGES --out FOLDER "
+            "--name NAME (--help tells how to name the classes of stuff)"
+        )
 
 
 def duplicates(values: Iterable[Any]) -> list[Any]:
@@ -130,7 +146,8 @@ def duplicates(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def _check_categories(categories: list[Json], problems: Problems) -> None:
+def check_categories(categories: list[Json], problems: Problems) -> None:
+    """Reports categories that one model could not have together."""
     for value in duplicates(category["id"] for category in categories):
         problems.add(f"duplicate category id {value}: ids must be unique")
     # Results have one key for each name.
@@ -148,7 +165,8 @@ def _check_categories(categories: list[Json], problems: Problems) -> None:
         problems.add(f"{stuff} stuff categories: at most {MAX_STUFF_CATEGORIES} fit in a stuff map")
 
 
-def _check_images(images: list[Json], problems: Problems) -> None:
+def check_images(images: list[Json], problems: Problems) -> None:
+    """Reports images that can't be told apart, by their ids or their names."""
     for key in ("id", "file_name"):
         for value in duplicates(image[key] for image in images):
             problems.add(f"duplicate image {key} {value!r}: keep one of them")
