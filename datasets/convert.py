@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     del arguments.format
     try:
         summary = convert_format(name, arguments)
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     folder = arguments.out

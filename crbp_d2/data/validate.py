@@ -40,11 +40,13 @@ class Problems:
         self._messages += messages[: max(0, self.SHOWN - len(self._messages))]
 
     def raise_if_any(self) -> None:
-        """Raises `DatasetError` with the first `SHOWN` problems and the number of all."""
+        """Raises `DatasetError` with the first `SHOWN` problems and the number of all; in one line
+        if there is one."""
         if not self._count:
             return
-        noun = "problem" if self._count == 1 else "problems"
-        lines = [f"{self._subject}: {self._count} {noun}", *self._messages]
+        if self._count == 1:
+            raise DatasetError(f"{self._subject}: {self._messages[0]}")
+        lines = [f"{self._subject}: {self._count} problems", *self._messages]
         if self._count > len(self._messages):
             lines.append(f"... and {self._count - len(self._messages)} more")
         raise DatasetError("\n  ".join(lines))

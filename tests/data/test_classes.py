@@ -176,7 +176,7 @@ def test_names_that_results_would_mix_up_are_refused(tmp_path: Path, case: str) 
     change, message = NAMES[case]
     data = write_panoptic(tmp_path / "data")
     edit(change)(data)
-    with pytest.raises(DatasetError, match=f"panoptic.json: 1 problem\n  {message}"):
+    with pytest.raises(DatasetError, match=f"panoptic.json: {message}"):
         register_panoptic("never", **data.arguments())
     assert "never" not in DatasetCatalog
 

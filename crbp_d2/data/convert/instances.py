@@ -94,6 +94,8 @@ def _read(path: Path) -> dict[str, list[Json]]:
     for key in ("annotations", "categories"):
         for value in duplicates(entry["id"] for entry in content[key] if "id" in entry):
             problems.add(f"duplicate id {value!r} in {key!r}: ids must be unique")
+    # What follows relies on them.
+    problems.raise_if_any()
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     for index, annotation in enumerate(content["annotations"]):

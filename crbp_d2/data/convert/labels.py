@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from ..parallel import ordered_map
 from ..validate import DatasetError
 from .arguments import add_values, stated_values, void_values
 from .files import read_labels
-from .patterns import find_belonging, find_images
+from .patterns import find_annotated
 from .scene import Annotated, Entry, Shape, Size
 from .values import Cityscapes, OneClass, Rule, Table, read_table, shapes_of
 
@@ -56,9 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def find(arguments: argparse.Namespace) -> Annotated:
     """See `Format`."""
     rule = _rule(arguments)
-    images = find_images(arguments.image_folder, arguments.images)
+    images, belonging = find_annotated(
+        arguments.image_folder, arguments.images, arguments.label_folder, arguments.labels
+    )
     maps: dict[str, Path] = {}
-    for file, image, _ in find_belonging(arguments.label_folder, arguments.labels, images):
+    for file, image, _ in belonging:
         path = arguments.label_folder / file
         if image in maps:
             raise DatasetError(
@@ -73,7 +75,7 @@ def find(arguments: argparse.Namespace) -> Annotated:
                 f"called {arguments.labels.replace('{id}', name)!r}; add it, or remove the image"
             )
     void = void_values(arguments, _stated(rule))
-    values = _values(list(maps.values()), arguments.workers) - void
+    values = _values(list(maps.values()), void, arguments.workers)
     entries = [
         Entry(number, images[name], maps[name])
         for number, name in enumerate(sorted(images), start=1)
@@ -105,12 +107,12 @@ def _stated(rule: Rule) -> Collection[int]:
     return rule.rows.keys() if isinstance(rule, Table) else ()
 
 
-def _values(paths: list[Path], workers: int | None) -> set[int]:
-    """All values that occur, from which the rules know the classes and their kinds."""
+def _values(paths: list[Path], void: frozenset[int], workers: int | None) -> Iterator[int]:
+    """All values that occur; no map is read before a rule asks for them."""
     found = ordered_map(_values_of, paths, workers=workers)
     # disable=None: no bar where the output isn't a terminal.
-    bar = tqdm(found, "values", len(paths), unit="map", disable=None)
-    return set().union(*bar)
+    for values in tqdm(found, "values", len(paths), unit="map", disable=None):
+        yield from values - void
 
 
 def _values_of(path: Path) -> set[int]:

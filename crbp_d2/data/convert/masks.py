@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from ..validate import DatasetError
 from .files import read_mask
-from .patterns import find_belonging, find_images
+from .patterns import find_annotated
 from .scene import Annotated, Category, Entry, Shape, Size
 
 _IMAGES, _MASKS = "{id}/images/*", "{id}/masks/*"
@@ -47,10 +47,10 @@ def find(arguments: argparse.Namespace) -> Annotated:
     given: str | None = arguments.object_class
     if given is not None and "{class}" in arguments.masks:
         raise DatasetError(f"--class {given}: the pattern of the masks has {{class}}; remove one")
-    images = find_images(folder, arguments.images)
+    images, belonging = find_annotated(folder, arguments.images, folder, arguments.masks)
     masks: dict[str, list[tuple[Path, str]]] = {name: [] for name in images}
     classes = set()
-    for file, image, name in find_belonging(folder, arguments.masks, images):
+    for file, image, name in belonging:
         category = name or given or _CLASS
         masks[image].append((folder / file, category))
         classes.add(category)

@@ -34,6 +34,24 @@ def image_files(folder: Path) -> list[str]:
     )
 
 
+def find_annotated(
+    images: Path, image_pattern: str, folder: Path, pattern: str
+) -> tuple[dict[str, str], list[tuple[str, str, str | None]]]:
+    """Images, and those that belong to them, which may lie in the same folder.
+
+    Args:
+        images, image_pattern: see `find_images`.
+        folder, pattern: see `find_belonging`.
+
+    Returns:
+        As these functions do. What belongs to an image is no image itself.
+    """
+    found = find_images(images, image_pattern)
+    belonging = find_belonging(folder, pattern, found)
+    others = {file for file, _, _ in belonging} if images.resolve() == folder.resolve() else set()
+    return {name: file for name, file in found.items() if file not in others}, belonging
+
+
 def find_images(folder: Path, pattern: str) -> dict[str, str]:
     """Images in a folder by what stands for `{id}` in their names, taken as long as possible.
 
@@ -95,7 +113,9 @@ def find_belonging(
 def _belonging(matches: list[re.Match[str]], pattern: str) -> str:
     if matches:
         names = " or ".join(repr(match["id"]) for match in matches)
-        return f"may belong to the image {names}; write {pattern!r} so that it is one of them"
+        return (
+            f"may belong to the image {names}; write {pattern!r} so that it is one, as with ? for *"
+        )
     return f"belongs to no image by {pattern!r}; add the image, remove the file or mend the pattern"
 
 

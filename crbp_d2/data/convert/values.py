@@ -41,7 +41,7 @@ class Rule(Protocol):
         """Raises KeyError for a value that has none."""
 
     def categories(self, values: Iterable[int]) -> list[Category]:
-        """The classes, of data in which these values occur."""
+        """The classes, of data in which these values occur, some of them more than once."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from . import listing
 from .classes import Choices, settle
 from .files import measured, require_size, upright_size
 from .paint import Tally, paint
-from .scene import Annotated, Entry, Shape
+from .scene import Annotated, Entry, Shape, Size
 from .summary import Summary
 
 
@@ -30,7 +31,8 @@ from .summary import Summary
 class _Job:
     """What the workers need besides an entry and the name of its PNG."""
 
-    annotated: Annotated
+    images: Path
+    read: Callable[[Any, Size], list[Shape]]
     pngs: Path
     categories: dict[str, Json]
     choices: Choices
@@ -76,18 +78,20 @@ def convert(
     """
     choices = choices or Choices()
     _check_name(name)
+    if out.exists() and not out.is_dir():
+        raise DatasetError(f"{out}: is a file; choose a folder for --out")
     entry = listing.entry(name, annotated.images, out)
     with locked(out):
         _require_free(out, entry, call)
         listing.require_free(out, entry)
         known = listing.categories_of_others(out, name)
-        categories = settle(annotated.categories, choices, *(known or ()))
         _check_entries(annotated)
+        categories = settle(annotated.categories, choices, *(known or ()))
         out.mkdir(parents=True, exist_ok=True)
         with replacing(out / entry["panoptic_pngs"]) as pngs:
             by_name = {category["name"]: category for category in categories}
-            job = _Job(annotated, pngs, by_name, choices)
-            content, summary = _write_pngs(job, name, workers)
+            job = _Job(annotated.images, annotated.read, pngs, by_name, choices)
+            content, summary = _write_pngs(job, annotated.entries, name, workers)
             content = {"info": {"converted": call}, **content, "categories": categories}
             # Before the folder, as it says whose the folder is.
             write_whole(out / entry["panoptic_json"], json.dumps(content).encode())
@@ -127,6 +131,8 @@ def _require_free(out: Path, entry: Json, call: Json) -> None:
 
 
 def _check_entries(annotated: Annotated) -> None:
+    if not annotated.images.is_dir():
+        raise DatasetError(f"{annotated.images}: no such folder; check the path")
     if not annotated.entries:
         raise DatasetError(
             f"{annotated.images}: there is no image with annotations; check the path"
@@ -142,13 +148,14 @@ def _check_entries(annotated: Annotated) -> None:
     problems.raise_if_any()
 
 
-def _write_pngs(job: _Job, name: str, workers: int | None) -> tuple[Json, Summary]:
+def _write_pngs(
+    job: _Job, entries: Sequence[Entry], name: str, workers: int | None
+) -> tuple[Json, Summary]:
     """Writes the PNGs. Returns images and annotations of the JSON, and what was found.
 
     Raises:
         DatasetError: with all images that can't be converted.
     """
-    entries = job.annotated.entries
     pairs = list(zip(entries, _png_names(entries), strict=True))
     results = ordered_map(functools.partial(_write_png, job), pairs, workers=workers)
     # disable=None: no bar where the output isn't a terminal.
@@ -163,11 +170,9 @@ def _write_pngs(job: _Job, name: str, workers: int | None) -> tuple[Json, Summar
         content["images"].append(done.image)
         content["annotations"].append(done.annotation)
         summary.add(done.tally)
-    _raise_if_any(problems, job.annotated.images)
+    _raise_if_any(problems, job.images)
     if not any(summary.objects.values()):
-        raise DatasetError(
-            f"{job.annotated.images}: no image has an object or stuff; check the annotations"
-        )
+        raise DatasetError(f"{job.images}: no image has an object or stuff; check the annotations")
     return content, summary
 
 
@@ -206,7 +211,7 @@ def _write_png(job: _Job, pair: tuple[Entry, str]) -> _Done:
 
 def _painted(job: _Job, entry: Entry) -> tuple[npt.NDArray[np.int32], Tally]:
     """The segments of an image, upright as the reader of the data has the image."""
-    path, choices = job.annotated.images / entry.file_name, job.choices
+    path, choices = job.images / entry.file_name, job.choices
     size, orientation = measured(path)
     if not choices.as_stored:
         size, orientation = upright_size(size, orientation), 1
@@ -215,7 +220,7 @@ def _painted(job: _Job, entry: Entry) -> tuple[npt.NDArray[np.int32], Tally]:
             require_size(entry.size, size)
         except DatasetError as error:
             raise DatasetError(f"{entry.told_by}: {entry.file_name} {error}") from error
-    shapes = job.annotated.read(entry.annotation, size)
+    shapes = job.read(entry.annotation, size)
     shapes = [shape for shape in shapes if shape.category not in choices.leave_out]
     for shape in shapes:
         _check_class(path, shape, job.categories)
