@@ -34,6 +34,19 @@ def test_cityscapes_ids_come_back_with_their_crowds(data: Written, tmp_path: Pat
     }  # fmt: skip
 
 
+def test_void_classes_of_cityscapes_are_left_unlabelled_with_their_objects(
+    data: Written, tmp_path: Path
+) -> None:
+    write_labels(data, tmp_path / "maps", CITYSCAPES)
+    out = tmp_path / "out"
+    words = [data.images, tmp_path / "maps", "--rule", "cityscapes", "--void", "0", "3", "7"]
+    assert convert("labels", *words, "--values", "1=dog", "12=sky", *to(out)) == 0
+    assert of_output(out) == {
+        image: {segment for segment in found if segment[0] in ("dog", "sky")}
+        for image, found in of_data(data).items()
+    }
+
+
 def test_cityscapes_names_of_files_and_classes(data: Written, tmp_path: Path) -> None:
     """As they lie in the folders of a city; without names the classes are called by number."""
     write_labels(data, tmp_path / "maps", CITYSCAPES)

@@ -76,9 +76,7 @@ def find(arguments: argparse.Namespace) -> Annotated:
         )
         for image in content["images"]
     ]
-    reading = functools.partial(
-        _shapes, names=names, rule=rule, void=void_values(arguments, rule.names)
-    )
+    reading = functools.partial(_shapes, names=names, rule=rule)
     return Annotated(arguments.images, _categories(content, rule), entries, reading)
 
 
@@ -139,7 +137,7 @@ def _maps(arguments: argparse.Namespace, images: list[Json]) -> tuple[dict[str, 
     if folder is None:
         if names:
             raise DatasetError("--values: needs --semantic, the folder of the maps; add it")
-        return {}, Stuff({})
+        return {}, Stuff({}, frozenset())
     if not names:
         raise DatasetError(f"--semantic {folder}: needs --values, what its values mean; add them")
     found = find_images(folder, "{id}.*")
@@ -149,7 +147,7 @@ def _maps(arguments: argparse.Namespace, images: list[Json]) -> tuple[dict[str, 
         if name not in found:
             raise DatasetError(f"{folder / name}.png: no such map of stuff; add it")
         maps[image["file_name"]] = folder / found[name]
-    return maps, Stuff(names)
+    return maps, Stuff(names, void_values(arguments, names))
 
 
 def _categories(content: Mapping[str, list[Json]], rule: Stuff) -> list[Category]:
@@ -170,7 +168,6 @@ def _shapes(
     size: Size,
     names: Mapping[int, str],
     rule: Rule,
-    void: frozenset[int],
 ) -> list[Shape]:
     width, height = size
     shapes = []
@@ -183,5 +180,5 @@ def _shapes(
         shapes.append(Shape.encoded(place, name, run_lengths, crowd=bool(one["iscrowd"])))
     if annotation.semantic is not None:
         labels = read_labels(annotation.semantic, size)
-        shapes += shapes_of(annotation.semantic, labels, rule, void, below=True)
+        shapes += shapes_of(annotation.semantic, labels, rule, below=True)
     return shapes

@@ -15,14 +15,16 @@ examples:
       --out cells --name cells_train
   datasets/convert.py labels leftImg8bit/train gtFine/train --rule cityscapes \\
       --images '{id}_leftImg8bit.png' --labels '{id}_gtFine_instanceIds.png' \\
-      --values 7=road 8=sidewalk 24=person 26=car --void 0 1 2 3 4 5 6 --out city --name city_train
+      --values 7=road 8=sidewalk 11=building 21=vegetation 23=sky 24=person 26=car \\
+      --void 0 1 2 3 4 5 6 9 10 12 13 14 15 16 17 18 19 20 22 25 27 28 29 30 31 32 33 \\
+      --out city --name city_train
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +76,12 @@ def find(arguments: argparse.Namespace) -> Annotated:
                 f"{arguments.image_folder / file}: no label map in {arguments.label_folder} is "
                 f"called {arguments.labels.replace('{id}', name)!r}; add it, or remove the image"
             )
-    void = void_values(arguments, _stated(rule))
-    values = _values(list(maps.values()), void, arguments.workers)
+    values = _values(list(maps.values()), arguments.workers)
     entries = [
         Entry(number, images[name], maps[name])
         for number, name in enumerate(sorted(images), start=1)
     ]
-    reading = functools.partial(_shapes, rule=rule, void=void)
+    reading = functools.partial(_shapes, rule=rule)
     return Annotated(arguments.image_folder, rule.categories(values), entries, reading)
 
 
@@ -88,36 +89,30 @@ def _rule(arguments: argparse.Namespace) -> Rule:
     names = stated_values(arguments)
     match arguments.rule:
         case ["cityscapes"]:
-            return Cityscapes(names)
+            return Cityscapes(names, void_values(arguments, names))
         case _ if names:
             raise DatasetError("--values: belongs to --rule cityscapes; remove it")
         case None:
-            return read_table(arguments.csv)
+            rows = read_table(arguments.csv)
+            return Table(rows, void_values(arguments, rows))
         case ["one-class", name]:
-            return OneClass(name)
+            return OneClass(name, void_values(arguments, ()))
     raise DatasetError(
         f"--rule {' '.join(arguments.rule)}: must be 'cityscapes' or 'one-class NAME'; correct it"
     )
 
 
-def _stated(rule: Rule) -> Collection[int]:
-    """Values that the user gave a meaning."""
-    if isinstance(rule, Cityscapes):
-        return rule.names.keys()
-    return rule.rows.keys() if isinstance(rule, Table) else ()
-
-
-def _values(paths: list[Path], void: frozenset[int], workers: int | None) -> Iterator[int]:
+def _values(paths: list[Path], workers: int | None) -> Iterator[int]:
     """All values that occur; no map is read before a rule asks for them."""
     found = ordered_map(_values_of, paths, workers=workers)
     # disable=None: no bar where the output isn't a terminal.
     for values in tqdm(found, "values", len(paths), unit="map", disable=None):
-        yield from values - void
+        yield from values
 
 
 def _values_of(path: Path) -> set[int]:
     return set(np.unique(read_labels(path, None)).tolist())
 
 
-def _shapes(path: Path, size: Size, rule: Rule, void: frozenset[int]) -> list[Shape]:
-    return shapes_of(path, read_labels(path, size), rule, void)
+def _shapes(path: Path, size: Size, rule: Rule) -> list[Shape]:
+    return shapes_of(path, read_labels(path, size), rule)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -37,8 +37,8 @@ class Meaning:
 class Rule(Protocol):
     """A meaning for every value; it can be pickled."""
 
-    def meaning(self, value: int) -> Meaning:
-        """Raises KeyError for a value that has none."""
+    def meaning(self, value: int) -> Meaning | None:
+        """None for an unlabelled pixel. Raises KeyError for a value that has no meaning."""
 
     def categories(self, values: Iterable[int]) -> list[Category]:
         """The classes, of data in which these values occur, some of them more than once."""
@@ -46,13 +46,14 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class OneClass:
-    """Every value is an object of one class."""
+    """Every value is an object of one class, unless unlabelled (`void`)."""
 
     name: str
+    void: frozenset[int]
 
-    def meaning(self, value: int) -> Meaning:
+    def meaning(self, value: int) -> Meaning | None:
         """See `Rule`."""
-        return Meaning(self.name, value)
+        return None if value in self.void else Meaning(self.name, value)
 
     def categories(self, values: Iterable[int]) -> list[Category]:
         """See `Rule`."""
@@ -61,13 +62,14 @@ class OneClass:
 
 @dataclass(frozen=True)
 class Stuff:
-    """Every value is a class of stuff."""
+    """Every value is a class of stuff, unless unlabelled (`void`)."""
 
     names: Mapping[int, str]
+    void: frozenset[int]
 
-    def meaning(self, value: int) -> Meaning:
+    def meaning(self, value: int) -> Meaning | None:
         """See `Rule`."""
-        return Meaning(self.names[value], value, crowd=True)
+        return None if value in self.void else Meaning(self.names[value], value, crowd=True)
 
     def categories(self, values: Iterable[int]) -> list[Category]:
         """See `Rule`."""
@@ -81,19 +83,23 @@ class Cityscapes:
 
     Args:
         names: of the classes; without any they are called by their numbers.
+        void: classes whose pixels are unlabelled, their objects included.
     """
 
-    names: Mapping[int, str] = field(default_factory=dict)
+    names: Mapping[int, str]
+    void: frozenset[int]
 
-    def meaning(self, value: int) -> Meaning:
+    def meaning(self, value: int) -> Meaning | None:
         """See `Rule`."""
         number = _class_number(value)
+        if number in self.void:
+            return None
         name = self.names[number] if self.names else f"class {number}"
         return Meaning(name, value, crowd=value < _OBJECTS_PER_CLASS)
 
     def categories(self, values: Iterable[int]) -> list[Category]:
         """See `Rule`."""
-        values = set(values)
+        values = {value for value in values if _class_number(value) not in self.void}
         things = {_class_number(value) for value in values if value >= _OBJECTS_PER_CLASS}
         names = self.names or {
             number: f"class {number}" for number in sorted(map(_class_number, values))
@@ -107,13 +113,14 @@ def _class_number(value: int) -> int:
 
 @dataclass(frozen=True)
 class Table:
-    """Meanings that a file lists."""
+    """Meanings that a file lists, but for what is unlabelled (`void`)."""
 
     rows: Mapping[int, Meaning]
+    void: frozenset[int]
 
-    def meaning(self, value: int) -> Meaning:
+    def meaning(self, value: int) -> Meaning | None:
         """See `Rule`."""
-        return self.rows[value]
+        return None if value in self.void else self.rows[value]
 
     def categories(self, values: Iterable[int]) -> list[Category]:
         """See `Rule`."""
@@ -121,8 +128,9 @@ class Table:
         return [Category(name) for name in names]
 
 
-def read_table(path: Path) -> Table:
-    """A CSV file with the columns value and class, and perhaps object, which joins values.
+def read_table(path: Path) -> dict[int, Meaning]:
+    """Meanings by values, of a CSV file with the columns value, class and perhaps object, by which
+    values are joined.
 
     Raises:
         DatasetError: naming the file, the line and the cure.
@@ -149,7 +157,7 @@ def read_table(path: Path) -> Table:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{path}, line {reader.line_num}: {error}") from error
-    return Table(rows)
+    return rows
 
 
 def _table_row(row: Mapping[str, str | None]) -> tuple[int, Meaning]:
@@ -184,7 +192,6 @@ def shapes_of(
     path: Path,
     labels: npt.NDArray[np.int64],
     rule: Rule,
-    void: Collection[int],
     *,
     below: bool = False,
 ) -> list[Shape]:
@@ -193,7 +200,6 @@ def shapes_of(
     Args:
         path: of the map, for messages.
         labels: (height, width), its values.
-        void: values of pixels that are unlabelled.
         below: see `Shape`.
 
     Raises:
@@ -204,14 +210,14 @@ def shapes_of(
     places: list[tuple[int, Meaning]] = []
     number_of = np.zeros(len(values), dtype=np.int32)
     for position, value in enumerate(values.tolist()):
-        if value in void:
-            continue
         try:
             meaning = rule.meaning(value)
         except KeyError:
             raise DatasetError(
                 f"{path}: the value {value} has no meaning; name its class, or give it to --void"
             ) from None
+        if meaning is None:
+            continue
         key = (meaning.category, meaning.number)
         if key not in numbers:
             numbers[key] = len(numbers) + 1
