@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.panoptic_data import HEIGHT, WIDTH, Written, write_panoptic
 
-from .apart import (  # fmt: skip
+from .apart import (
     KINDS,
     convert,
     encoded,

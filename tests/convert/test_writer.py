@@ -17,7 +17,7 @@ from tests.data.real_data import SHARED, needs_real_data
 from tests.data.test_cache import contents
 from tests.data.test_tools import tool
 
-from .apart import KINDS, convert, of_data, of_output, result, to, write_instances
+from .apart import KINDS, convert, of_data, of_output, result, to, write_instances, write_labels
 
 
 @pytest.fixture
@@ -65,13 +65,28 @@ def test_both_splits_stand_in_the_file_and_train_together(
     require_same_classes([train, val])
 
 
+@pytest.mark.parametrize("form", ["instances", "labels"])
+def test_several_workers_write_the_same(data: Written, tmp_path: Path, form: str) -> None:
+    write_labels(data, tmp_path / "maps", {("dog", 0): 1, ("sky", 0): 7, ("cup", 1): 2})
+    words = {
+        "instances": call(data, tmp_path / "1"),
+        "labels": ["labels", data.images, tmp_path / "maps", "--rule", "cityscapes"],
+    }[form]
+    for workers in (1, 2):
+        more = [*to(tmp_path / str(workers)), f"--workers={workers}"]
+        assert tool("convert")([str(word) for word in (*words, *more)]) == 0
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
 def test_files_of_folders_move_with_their_images(data: Written, tmp_path: Path) -> None:
     convert(*call(data, tmp_path / "out", "moved"))
     (tmp_path / "elsewhere").mkdir()
-    for name in ("out", "data"):
+    for name in ("out", "data", "instances.json"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     register_from_file(tmp_path / "elsewhere" / "out" / "datasets.yaml")
     assert len(DatasetCatalog.get("moved")) == 3
+    moved = Written(tmp_path / "elsewhere" / "data")
+    assert convert(*call(moved, tmp_path / "elsewhere" / "out", "moved")) == 0
     DatasetCatalog.remove("moved")
     MetadataCatalog.remove("moved")
 
