@@ -61,7 +61,7 @@ test-detectron2: install
 	@test -f "$(DETECTRON2)/detectron2/__init__.py" || \
 	  { echo "make: DETECTRON2=FOLDER must name a folder that holds detectron2/" >&2; exit 1; }
 	PYTHONPATH="$$(cd "$(DETECTRON2)" && pwd)" "$(run)" $(pytest) -p no:cacheprovider \
-	  tests/data tests/evaluation tests/launch tests/modeling tests/pathfinder \
+	  tests/convert tests/data tests/evaluation tests/launch tests/modeling tests/pathfinder \
 	  tests/analysis/test_steps.py tests/analysis/test_predictions.py tests/analysis/test_page.py \
 	  tests/setup/test_detectron2_calls.py tests/setup/test_doctor.py -k "not mistake"
 
