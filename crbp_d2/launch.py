@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError
+from crbp_d2.data.files import explained
 from crbp_d2.place import Place, started_by
 
 # As in Detectron2: evaluation on the main process alone can take long.
@@ -70,12 +71,15 @@ def launch(
 
 @contextmanager
 def ending_with_message() -> Iterator[None]:
-    """Lets the program end with the message of a mistake that a user can mend, or with that of the
-    process that failed; without the traceback of this one."""
+    """Lets the program end with the message of a mistake that a user can mend, with what the
+    operating system refuses, or with the message of the process that failed; without the traceback
+    of this one."""
     try:
         yield
     except (ConfigurationError, DatasetError) as error:
         sys.exit(f"\n{error}")
+    except OSError as error:
+        sys.exit(f"\n{explained(error)}")
     except mp.ProcessExitedException as error:
         if error.signal_name is None:
             # It has said why, as in `sys.exit(message)`.
@@ -90,7 +94,7 @@ def run_alone(main: Callable[[], None], environment: Mapping[str, str] = os.envi
 
     Several would do the same work and write the same files; then the program ends with a message.
     """
-    with ending_with_message():
+    with ending_with_message(), _ending_at_interrupt():
         place = started_by(environment)
         if place:
             raise ConfigurationError(
@@ -98,6 +102,16 @@ def run_alone(main: Callable[[], None], environment: Mapping[str, str] = os.envi
                 "works in one: start it once, by itself"
             )
         main()
+
+
+@contextmanager
+def _ending_at_interrupt() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. The same call starts again, or goes on\n")
+        # By which shells tell of Ctrl-C.
+        sys.exit(130)
 
 
 def _gpu_of(place: Place) -> int:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
 
-from crbp_d2.data import DatasetError, PanopticSource, describe, prepare
+from crbp_d2.data import PanopticSource, describe, prepare
+from crbp_d2.data.parallel import add_workers_option
+from crbp_d2.launch import run_alone
 
 EPILOG = """example:
   datasets/prepare_panoptic.py --name street_train --images street/train \\
@@ -20,7 +22,7 @@ Training does the same by itself when it loads the data; here it happens beforeh
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,19 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar=("LOW", "HIGH"),
         help="values that become 0 and 255 where images have more than 8 bits, as 0 4095",
     )
-    parser.add_argument("--workers", type=int, help="processes (default: CPU cores, at most 8)")
+    add_workers_option(parser)
     options = vars(parser.parse_args(arguments))
     name, workers = options.pop("name"), options.pop("workers")
     setup_logger(name="crbp_d2")
-    try:
-        source = PanopticSource.locate(**options)
-        manifest = prepare(source, workers=workers)
-    except DatasetError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    source = PanopticSource.locate(**options)
+    manifest = prepare(source, workers=workers)
     sys.stdout.write(describe(name, source, manifest, options["cache"]) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_alone(main)

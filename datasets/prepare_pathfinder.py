@@ -9,16 +9,21 @@ examples:
   datasets/prepare_pathfinder.py --preset 14@300 --sheet pathfinder_14.png
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
 from crbp_d2.data import DatasetError
+from crbp_d2.data.parallel import add_workers_option
 from crbp_d2.data.pathfinder import preset, write_images
 from crbp_d2.data.pathfinder.sheet import write_contact_sheet
+from crbp_d2.launch import run_alone
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,8 +34,8 @@ def main() -> None:
     parser.add_argument("--preset", default="14@300", help="'<length>@<size>', 'small', 'tiny'")
     parser.add_argument("--images", type=int, default=10_000, help="default 10000")
     parser.add_argument("--seed", type=int, default=1, help="default 1, that of the training sets")
-    parser.add_argument("--workers", type=int, help="processes (default: all cores, at most 8)")
-    args = parser.parse_args()
+    add_workers_option(parser)
+    args = parser.parse_args(arguments)
     if args.output is None and args.sheet is None:
         parser.error(
             "give --output FOLDER for images, --sheet FILE.png for a contact sheet, or both"
@@ -46,9 +51,11 @@ def main() -> None:
                 args.output, config, seed=args.seed, count=args.images, workers=args.workers
             )
             sys.stdout.write(f"{listing}\n")
-    except (DatasetError, ValueError) as error:
+    except DatasetError:
+        raise
+    except ValueError as error:
         parser.error(str(error))
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(main)

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
 from crbp_d2.data import ShapesConfig, make_shapes
+from crbp_d2.data.files import absolute
+from crbp_d2.data.parallel import add_workers_option
+from crbp_d2.launch import run_alone
 
 EPILOG = """example, 4000 scenes of 256 x 256 pixels:
   datasets/prepare_shapes.py --output datasets/shapes_large --scenes 4000 --size 256 --seed 7
@@ -19,22 +22,23 @@ shapes_train and shapes_val need no call: they are made when first used.
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="new folder for one split")
+    parser.add_argument("--output", required=True, help="new folder for one split")
     parser.add_argument("--scenes", type=int, default=400, help="number of images (default: 400)")
     parser.add_argument("--size", type=int, default=128, help="side in pixels (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="another one for every split")
-    parser.add_argument("--workers", type=int, help="processes (default: CPU cores, at most 8)")
+    add_workers_option(parser)
     options = parser.parse_args(arguments)
     setup_logger(name="crbp_d2")
-    if options.output.exists():
+    output = absolute(options.output)
+    if os.path.lexists(output):
         parser.error(f"--output {options.output} exists; remove it or choose another folder")
     try:
         make_shapes(
-            options.output,
+            output,
             scenes=options.scenes,
             seed=options.seed,
             config=ShapesConfig(size=options.size),
@@ -43,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     sys.stdout.write(f"{options.scenes} scenes in {options.output}\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_alone(main)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
+
+from .processes import live_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,6 +31,22 @@ def default_workers() -> int:
     return min(cores or 1, MAX_WORKERS)
 
 
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    """Declares `--workers` of a tool, for `ordered_map`: a whole number of at least 1, or None."""
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        help=f"processes (default: CPU cores, at most {MAX_WORKERS})",
+    )
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count}: at least one is needed")
+    return count
+
+
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None
 ) -> Iterator[Result]:
@@ -39,7 +59,7 @@ def ordered_map(
 
     Raises:
         ValueError: `workers` is below 1.
-        concurrent.futures.process.BrokenProcessPool: a worker died (out of memory, killed).
+        ChildProcessError: a worker was killed, as when memory runs out.
     """
     workers = default_workers() if workers is None else workers
     if workers < 1:
@@ -50,7 +70,7 @@ def ordered_map(
     # Forked workers need no __main__ guard in the caller's script and don't import torch again.
     # macOS and Windows can't fork safely.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_single_threaded)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         pending: deque[Future[Result]] = deque()
         for item in items:
@@ -59,10 +79,16 @@ def ordered_map(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"one of {workers} worker processes was killed from outside, as happens when memory "
+            "runs out; try again with fewer workers (1 works in the calling process)"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _single_threaded() -> None:
+def _start_worker() -> None:
+    live_with_parent()
     # OpenCV's thread pool doesn't survive a fork, and one thread per worker is what was asked for.
     cv2.setNumThreads(0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import resolved
 from .reading import IntensityRange, checked_range
 from .storage import writable_or_cached
 from .validate import DatasetError, read_json, refuse_instances
@@ -53,21 +55,21 @@ class PanopticSource:
         different combinations never share it, and two spellings of a path do.
 
         Raises:
-            DatasetError: `intensity_range` is not None and not two numbers.
+            DatasetError: `intensity_range` is not None and not two numbers, or a path can't be one.
         """
         values = checked_range(intensity_range)
-        json_path = _absolute(panoptic_json)
+        json_path = resolved(panoptic_json)
         sources = (
-            _absolute(images),
+            resolved(images),
             json_path,
-            _absolute(panoptic_pngs),
-            None if instances_json is None else _absolute(instances_json),
+            resolved(panoptic_pngs),
+            None if instances_json is None else resolved(instances_json),
         )
         keys = [*sources, *(values or ())]
         digest = hashlib.sha256("\n".join(map(str, keys)).encode()).hexdigest()[:8]
         name = f"{json_path.stem}-{digest}"
         if cache is not None:
-            derived = _absolute(cache) / name
+            derived = resolved(cache) / name
         else:
             derived = writable_or_cached(json_path.parent / CACHE_FOLDER / name, name)
         return cls(*sources, derived, values)
@@ -94,23 +96,13 @@ class PanopticSource:
 
     def check_exists(self) -> None:
         """Raises `DatasetError` if a file or folder is missing."""
-        if self.panoptic_json.is_file() and not self.panoptic_pngs.is_dir():
+        # The methods of Path raise errors for some names that nothing can have.
+        if os.path.isfile(self.panoptic_json) and not os.path.isdir(self.panoptic_pngs):
             # Who has no PNGs may have instances, and has to be told more than that.
             refuse_instances(self.panoptic_json, read_json(self.panoptic_json))
         for folder in (self.images, self.panoptic_pngs):
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 raise DatasetError(f"{folder}: no such folder; check the path")
         for path in (self.panoptic_json, self.instances_json):
-            if path is not None and not path.is_file():
+            if path is not None and not os.path.isfile(path):
                 raise DatasetError(f"{path}: no such file; check the path")
-
-
-def _absolute(path: PathLike) -> Path:
-    """One spelling of a path: the folder it lies in without "..", links and repeated slashes.
-
-    What itself is a link stays one: files beside it are meant to lie there.
-    """
-    absolute = Path(path).expanduser().absolute()
-    if absolute.name in ("", ".."):
-        return absolute.resolve()
-    return absolute.parent.resolve() / absolute.name

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
 import os
+import shlex
 import shutil
+import socket
+import sys
 import tempfile
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import portalocker
 
+from .files import absolute, naming
+from .processes import orderly_end
+
 logger = logging.getLogger(__name__)
 
-# Waiting for another process that prepares the same data, in seconds.
-_LOCK_TIMEOUT = 24 * 3600
+# Of a process that waits for another one, in seconds: between tries, until it first tells for whom
+# it waits, and until it tells so again.
+_TRY_EVERY, _TELL_AFTER, _TELL_EVERY = 0.25, 2.0, 60.0
+_HELD: set[IO[str]] = set()
 
 
 def user_cache() -> Path:
     """`$XDG_CACHE_HOME/crbp_d2`, by default `~/.cache/crbp_d2`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crbp_d2"
+    return absolute(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "crbp_d2"
 
 
 def is_writable(folder: Path) -> bool:
@@ -34,18 +44,15 @@ def is_writable(folder: Path) -> bool:
     somebody protected it on purpose.
     """
     folder = folder.absolute()
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
 
 
 def writable_or_cached(preferred: Path, name: str) -> Path:
     """`preferred` if it exists or can be made, else the folder `name` in the user's cache."""
-    try:
-        if preferred.exists() or is_writable(preferred):
-            return preferred
-    except PermissionError:  # a folder above it may not be entered
-        pass
+    if os.path.exists(preferred) or is_writable(preferred):
+        return preferred
     fallback = user_cache() / name
     logger.info("%s is read-only: using %s", preferred.parent, fallback)
     return fallback
@@ -70,10 +77,22 @@ def _spelling(name: str) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    """Write a file, whole or not at all, also if the machine fails."""
+    part = part_of(path)
+    try:
+        with naming(path), part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def part_of(path: Path) -> Path:
+    """What `write_whole` writes first, which a process that is killed leaves behind."""
+    return path.with_name(f".{path.name}.part")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -83,17 +102,83 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `folder` (which need not exist) against other processes."""
+    """Holds an exclusive lock on `folder` (which need not exist) against other processes.
+
+    Whoever waits for it tells for which process. It ends with this process, whatever this one has
+    started. In the block SIGTERM is an error, see `orderly_end`.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with portalocker.Lock(folder.parent / f".{folder.name}.lock", timeout=_LOCK_TIMEOUT):
-        yield
+    file = _acquire(folder)
+    _HELD.add(file)
+    try:
+        holder = {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": shlex.join(sys.argv),
+        }
+        with naming(Path(file.name)):
+            file.truncate(0)
+            file.write(json.dumps(holder))
+            file.flush()
+        with orderly_end():
+            yield
+    finally:
+        _HELD.discard(file)
+        file.close()
+
+
+def _acquire(folder: Path) -> IO[str]:
+    path = folder.parent / f".{folder.name}.lock"
+    tell_at = time.monotonic() + _TELL_AFTER
+    while True:
+        file = path.open("a", encoding="utf-8")
+        try:
+            portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+            # Deleted while it was waited for, with the cache: others lock a new file of that name.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except portalocker.AlreadyLocked:
+            if time.monotonic() > tell_at:
+                logger.warning("%s: waiting for %s", folder, _holder(path))
+                tell_at = time.monotonic() + _TELL_EVERY
+        except portalocker.LockException as error:
+            file.close()
+            raise OSError(errno.ENOLCK, "can't be locked there", str(path)) from error
+        file.close()
+        time.sleep(_TRY_EVERY)
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, and how that is ended."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return (
+            f"process {held['process']} on {held['host']}, which works on it since "
+            f"{held['since']} ({held['command']}); to stop that one: kill {held['process']}"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"another process, which holds {path}"
+
+
+def _let_go() -> None:
+    # A lock is held as long as any process has its file open, and those forked from this one
+    # inherit it.
+    for file in _HELD:
+        file.close()
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that takes the place of `folder` if the block succeeds.
 
-    If it fails nothing is left behind and `folder` is as before. Use it inside `locked(folder)`.
+    If it fails nothing is left behind and `folder` is as before. Where the new one is there, so
+    are the contents of its files, also if the machine fails. Use it inside `locked(folder)`.
     """
     prefix = f".{folder.name}.making-"
     # Left by a process that was killed: nobody else can be at work, for we hold the lock.
@@ -104,8 +189,17 @@ def replacing(folder: Path) -> Iterator[Path]:
         fresh = making / "new"
         fresh.mkdir()
         yield fresh
+        _sync(fresh)
         if folder.exists():
             os.rename(folder, making / "old")
         os.rename(fresh, folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            with naming(path), path.open("r+b") as file:
+                os.fsync(file.fileno())

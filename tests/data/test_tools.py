@@ -1,5 +1,6 @@
 """The command-line tools, called in this process."""
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,18 +11,30 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from crbp_d2.launch import run_alone
+
 from .panoptic_data import HEIGHT, WIDTH, write_panoptic
 from .test_cache import contents
 
 TOOLS = Path(__file__).parents[2] / "datasets"
+NAMES = sorted(path.stem for path in TOOLS.glob("prepare_*.py"))
 
 
-def tool(name: str) -> Callable[[Sequence[str]], int]:
+def tool(name: str) -> Callable[[Sequence[str]], None]:
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main
+
+
+def refusal(name: str, arguments: Sequence[str]) -> str:
+    """The message with which a tool ends, after nothing else but the log."""
+    with pytest.raises(SystemExit) as ended:
+        run_alone(functools.partial(tool(name), arguments), {})
+    message = ended.value.code
+    assert isinstance(message, str)
+    return message.strip()
 
 
 def panoptic_arguments(folder: Path) -> list[str]:
@@ -37,7 +50,7 @@ def panoptic_arguments(folder: Path) -> list[str]:
 
 def test_prepare_panoptic_prints_lines_that_work(tmp_path: Path, capsys) -> None:
     write_panoptic(tmp_path / "data")
-    assert tool("prepare_panoptic")(panoptic_arguments(tmp_path / "data")) == 0
+    tool("prepare_panoptic")(panoptic_arguments(tmp_path / "data"))
     output = capsys.readouterr().out
     assert "|    1 | dog        | thing  |          3 |" in output
     assert "3 images (0 without any segment left out), 2 thing and 2 stuff categories" in output
@@ -56,9 +69,9 @@ def test_prepare_panoptic_converts_deep_images(tmp_path: Path, capsys) -> None:
     deep = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH)
     Image.fromarray(deep).save(data.images / "1.jpg", "png")
     arguments = [*panoptic_arguments(data.folder), "--name=deep_from_tool"]
-    assert tool("prepare_panoptic")(arguments) == 1
-    assert "give the data set an intensity_range" in capsys.readouterr().err
-    assert tool("prepare_panoptic")([*arguments, "--intensity-range", "0", "4095"]) == 0
+    assert "give the data set an intensity_range" in refusal("prepare_panoptic", arguments)
+    capsys.readouterr()
+    tool("prepare_panoptic")([*arguments, "--intensity-range", "0", "4095"])
     output = capsys.readouterr().out
     assert "images converted to 8 bits: 1" in output
     lines = [line.strip() for line in output.split("To use it:")[1].strip().splitlines()]
@@ -68,16 +81,16 @@ def test_prepare_panoptic_converts_deep_images(tmp_path: Path, capsys) -> None:
     assert contents(data.folder / "cache") == made
 
 
-def test_prepare_panoptic_reports_problems(tmp_path: Path, capsys) -> None:
+def test_prepare_panoptic_reports_problems(tmp_path: Path) -> None:
     data = write_panoptic(tmp_path / "data")
     (data.pngs / "1.png").unlink()
-    assert tool("prepare_panoptic")(panoptic_arguments(data.folder)) == 1
-    assert "1.png: no such file" in capsys.readouterr().err
+    message = refusal("prepare_panoptic", panoptic_arguments(data.folder))
+    assert message.endswith("1.png: no such file; add the PNG or correct its file_name")
 
 
 def test_prepare_shapes(tmp_path: Path, capsys) -> None:
     arguments = [f"--output={tmp_path / 'new'}", "--scenes=2", "--size=48", "--workers=1"]
-    assert tool("prepare_shapes")(arguments) == 0
+    tool("prepare_shapes")(arguments)
     assert len(list((tmp_path / "new" / "images").iterdir())) == 2
     with pytest.raises(SystemExit):
         tool("prepare_shapes")(arguments)
@@ -87,10 +100,19 @@ def test_prepare_shapes(tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "tiny").exists()
 
 
-@pytest.mark.parametrize("name", ["prepare_panoptic", "prepare_shapes"])
+@pytest.mark.parametrize("name", NAMES)
 def test_help_has_an_example(name: str, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         tool(name)(["--help"])
     assert stopped.value.code == 0
     output = capsys.readouterr().out
     assert "example" in output and f"datasets/{name}.py --" in output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_works_in_one_process_and_with_one_worker_at_least(name: str, capsys) -> None:
+    assert "    run_alone(main)\n" in (TOOLS / f"{name}.py").read_text()
+    with pytest.raises(SystemExit) as stopped:
+        tool(name)(["--workers=0"])
+    assert stopped.value.code == 2
+    assert "--workers: 0: at least one is needed" in capsys.readouterr().err

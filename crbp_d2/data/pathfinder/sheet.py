@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from crbp_d2.data.files import absolute
 from crbp_d2.data.storage import write_whole
 
 from .config import PathfinderConfig
@@ -78,7 +79,7 @@ def write_contact_sheet(path: str | Path, config: PathfinderConfig, *, seed: int
     Raises:
         ValueError: the name of the file does not end in .png.
     """
-    path = Path(path)
+    path = absolute(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: a contact sheet is a PNG; give a name that ends in .png")
     path.parent.mkdir(parents=True, exist_ok=True)
