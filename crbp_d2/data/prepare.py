@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import itertools
@@ -18,16 +19,18 @@ from tqdm import tqdm
 from .categories import stuff_class_ids, thing_class_ids
 from .derive import Derivation, DerivedImage, derive_image
 from .fields import Json
+from .files import explained, naming
 from .instances import read_instances_json
 from .parallel import ordered_map
+from .record import all_whole, read_record, sizes_below, write_record
 from .source import PanopticSource
 from .storage import locked, replacing
-from .validate import DatasetError, Problems, read_json, read_panoptic_json
+from .validate import DatasetError, Problems, read_panoptic_json
 
 logger = logging.getLogger(__name__)
 
 # To be raised whenever other files are derived, so that existing caches are renewed.
-_FORMAT = 2
+_FORMAT = 3
 _MANIFEST = "manifest.json"
 
 
@@ -44,6 +47,7 @@ class Manifest:
         segments: category id (as a string) -> number of segments.
         left_out: number of images without any segment, which can neither train nor be scored.
         converted: ids of the images that were converted to eight bits.
+        sizes: bytes of each other file of the cache.
     """
 
     format: int
@@ -54,10 +58,11 @@ class Manifest:
     segments: dict[str, int]
     left_out: int
     converted: list[int | str]
+    sizes: dict[str, int]
 
 
 def prepare(source: PanopticSource, *, workers: int | None = None) -> Manifest:
-    """Makes the derived files unless they are there and up to date.
+    """Makes the derived files unless they are there, whole and up to date.
 
     Safe to be called by several processes at once: one works, the others wait.
 
@@ -79,9 +84,11 @@ def prepare(source: PanopticSource, *, workers: int | None = None) -> Manifest:
             logger.info("Deriving from %s into %s", source.panoptic_json, source.derived)
             with replacing(source.derived) as folder:
                 return _make(source, replace(source, derived=folder), workers)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise DatasetError(
-            f"{source.derived}: can't be written ({error}); choose another place with 'cache'"
+            f"{source.derived}: can't be written ({explained(error)} with 'cache')"
         ) from error
 
 
@@ -99,23 +106,20 @@ def read_categories(source: PanopticSource) -> list[Json]:
 
 
 def _read_manifest(source: PanopticSource) -> Manifest | None:
-    """The manifest, unless missing or made from other JSON files or by another version."""
-    try:
-        content = read_json(source.derived / _MANIFEST)
-    except DatasetError:
-        return None
+    """The manifest, unless missing, damaged, made from other JSON files or by another version."""
+    content = read_record(source.derived / _MANIFEST)
     current = {"format": _FORMAT, "jsons": _json_stats(source)}
-    if any(content.get(key) != value for key, value in current.items()):
+    if content is None or any(content.get(key) != value for key, value in current.items()):
         return None
     return Manifest(**content)
 
 
 def _current_manifest(source: PanopticSource) -> Manifest | None:
-    """The manifest, unless something has changed since it was written."""
+    """The manifest, unless something has changed since it was written, or is not there any more."""
     manifest = _read_manifest(source)
     if manifest is None or _fingerprint(source, manifest.files) != manifest.fingerprint:
         return None
-    return manifest
+    return manifest if all_whole(source.derived, manifest.sizes) else None
 
 
 def _json_stats(source: PanopticSource) -> list[list[int]]:
@@ -190,8 +194,9 @@ def _make(source: PanopticSource, target: PanopticSource, workers: int | None) -
         segments=segments,
         left_out=left_out,
         converted=converted,
+        sizes=sizes_below(target.derived),
     )
-    (target.derived / _MANIFEST).write_text(json.dumps(asdict(manifest)), encoding="utf-8")
+    write_record(target.derived / _MANIFEST, asdict(manifest))
     return manifest
 
 
@@ -245,7 +250,7 @@ def _streamed(path: Path, head: Json) -> Iterator[Callable[[Json], None]]:
 
     Annotations of a large data set don't fit in memory comfortably.
     """
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         file.write(json.dumps(head, allow_nan=False)[:-1] + ', "annotations": [')
         separator = "\n"
 

@@ -18,26 +18,33 @@ from tqdm import tqdm
 
 from .categories import class_metadata
 from .fields import Json
+from .files import absolute, naming, save_image
 from .panoptic import add_to_catalog
 from .parallel import ordered_map
+from .record import all_whole, read_record, sizes_below, write_record
 from .shapes_scene import ShapesConfig, draw_scene, shapes_categories
 from .source import PanopticSource
 from .storage import locked, replacing, writable_or_cached
+from .validate import DatasetError
 
 logger = logging.getLogger(__name__)
 
 # Split -> number of scenes and seed.
 SPLITS = {"train": (400, 0), "val": (100, 1)}
 _JPEG_QUALITY = 95
+_RECORD = ".crbp_d2_shapes.json"
 
 
 def shapes_root() -> Path:
     """`$DETECTRON2_DATASETS/shapes`, where the variable is "datasets" by default.
 
     In the user's cache folder if that can't be written.
+
+    Raises:
+        DatasetError: no folder can be called so.
     """
-    root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
-    return writable_or_cached(root.absolute() / "shapes", "shapes")
+    root = absolute(os.environ.get("DETECTRON2_DATASETS") or "datasets")
+    return writable_or_cached(root / "shapes", "shapes")
 
 
 def make_shapes(
@@ -50,7 +57,8 @@ def make_shapes(
 ) -> None:
     """Writes `folder` with `images/*.jpg`, `panoptic/*.png` and `panoptic.json`, all or nothing.
 
-    Does nothing if the folder exists. The same arguments give the same bytes, whatever the number
+    Does nothing if the folder exists; but where it was written here and a file of it is missing or
+    cut, all are drawn anew. The same arguments give the same bytes, whatever the number
     of workers.
 
     Args:
@@ -66,10 +74,10 @@ def make_shapes(
     if scenes < 1 or seed < 0:
         raise ValueError(f"scenes={scenes}, seed={seed}: at least 1 scene and a seed of at least 0")
     config = config or ShapesConfig()
-    if folder.exists():
+    if _is_there(folder):
         return
     with locked(folder):
-        if folder.exists():
+        if _is_there(folder):
             return
         logger.info("Drawing %d scenes into %s", scenes, folder)
         with replacing(folder) as fresh:
@@ -84,7 +92,18 @@ def make_shapes(
                 "annotations": list(bar),
                 "categories": shapes_categories(),
             }
-            (fresh / "panoptic.json").write_text(json.dumps(content), encoding="utf-8")
+            path = fresh / "panoptic.json"
+            with naming(path):
+                path.write_text(json.dumps(content), encoding="utf-8")
+            write_record(fresh / _RECORD, {"sizes": sizes_below(fresh)})
+
+
+def _is_there(folder: Path) -> bool:
+    # Without a record it may be anybody's: what is in it isn't replaced.
+    if not os.path.lexists(folder / _RECORD):
+        return os.path.lexists(folder)
+    record = read_record(folder / _RECORD)
+    return record is not None and all_whole(folder, record["sizes"])
 
 
 def _image_entry(index: int, config: ShapesConfig) -> Json:
@@ -95,9 +114,9 @@ def _image_entry(index: int, config: ShapesConfig) -> Json:
 def _write_scene(folder: Path, seed: int, config: ShapesConfig, index: int) -> Json:
     scene = draw_scene(index, seed=seed, config=config)
     name = f"{index:06d}"
-    image_path = folder / "images" / f"{name}.jpg"
-    Image.fromarray(scene.image).save(image_path, quality=_JPEG_QUALITY)
-    Image.fromarray(id2rgb(scene.ids)).save(folder / "panoptic" / f"{name}.png")
+    image, ids = Image.fromarray(scene.image), Image.fromarray(id2rgb(scene.ids))
+    save_image(image, folder / "images" / f"{name}.jpg", "JPEG", quality=_JPEG_QUALITY)
+    save_image(ids, folder / "panoptic" / f"{name}.png", "PNG")
     segments = []
     for value, category in scene.segments.items():
         mask = (scene.ids == value).astype(np.uint8)
@@ -131,4 +150,8 @@ def register_shapes(root: Path, splits: Mapping[str, tuple[int, int]] = SPLITS) 
         add_to_catalog(f"shapes_{split}", source, classes, make)
 
 
-register_shapes(shapes_root())
+try:
+    register_shapes(shapes_root())
+except DatasetError as error:
+    # Whoever uses other data can do without.
+    logger.warning("shapes_train and shapes_val are not there: $DETECTRON2_DATASETS: %s", error)

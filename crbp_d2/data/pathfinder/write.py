@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from crbp_d2.data.fields import Json
+from crbp_d2.data.files import absolute
 from crbp_d2.data.parallel import ordered_map
-from crbp_d2.data.storage import locked, write_whole
+from crbp_d2.data.storage import locked, part_of, write_whole
 from crbp_d2.data.validate import DatasetError, read_json
 
 from .config import PathfinderConfig
@@ -21,6 +24,8 @@ from .generator import generate
 
 DESCRIPTION = "pathfinder.json"
 IMAGES_PER_BATCH = 1000
+# The last chunk, which is the same in every PNG.
+_PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
 def contour_name(config: PathfinderConfig) -> str:
@@ -45,8 +50,10 @@ def _write_sample(root: Path, config: PathfinderConfig, seed: int, index: int) -
 def _check_or_describe(root: Path, config: PathfinderConfig, seed: int) -> None:
     description = root / DESCRIPTION
     wanted = {"seed": seed, **asdict(config)}
+    # Left by a call that was killed before it wrote an image.
+    part_of(description).unlink(missing_ok=True)
     if description.is_file():
-        found = read_json(description)
+        found = _read_description(description)
         different = [
             f"{key}={found.get(key)} (asked for {wanted.get(key)})"
             for key in sorted({*found, *wanted})
@@ -67,6 +74,33 @@ def _check_or_describe(root: Path, config: PathfinderConfig, seed: int) -> None:
         write_whole(description, json.dumps(wanted, indent=1).encode())
 
 
+def _read_description(path: Path) -> Json:
+    try:
+        found = read_json(path)
+    except DatasetError:
+        found = None
+    if not isinstance(found, dict):
+        raise DatasetError(
+            f"{path}: damaged, so it isn't known which images lie there; delete that folder, or "
+            "choose another one"
+        )
+    return found
+
+
+def _whole_images(root: Path) -> set[str]:
+    """The PNGs below `root` that are there to their end, as paths from there."""
+    return {
+        str(path.relative_to(root)) for path in root.glob("*/*/*/*.png") if _ends_as_a_png(path)
+    }
+
+
+def _ends_as_a_png(path: Path) -> bool:
+    with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - len(_PNG_END)))
+        return file.read() == _PNG_END
+
+
 def write_images(
     root: str | Path,
     config: PathfinderConfig,
@@ -77,8 +111,8 @@ def write_images(
 ) -> Path:
     """Write the first `count` images of a stream and the list file that names them.
 
-    Files appear whole or not at all. Called again after an interruption, it writes what is missing;
-    called with a larger count, it adds images.
+    Files appear whole or not at all. Called again after an interruption, it writes what is missing
+    or cut; called with a larger count, it adds images.
 
     Args:
         root: receives `curv_contour_length_N/imgs`, `.../seg`, the list file and a description.
@@ -95,11 +129,13 @@ def write_images(
         raise ValueError(f"count={count}: at least one image is needed")
     if seed < 0:
         raise ValueError(f"seed={seed}: must be at least 0")
-    root = Path(root)
+    root = absolute(root)
     with locked(root):
         _check_or_describe(root, config, seed)
         paths = [_relative_path(config, IMAGES, index) for index in range(count)]
-        present = {str(path.relative_to(root)) for path in root.glob("*/*/*/*.png")}
+        for part in root.glob("*/*/*/.*.png.part"):
+            part.unlink()
+        present = _whole_images(root)
         missing = [
             index
             for index, path in enumerate(paths)
