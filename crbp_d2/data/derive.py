@@ -13,8 +13,9 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 
 from .fields import Json
-from .outlines import mask_to_polygons
-from .reading import IntensityRange, eight_bits, is_deep, require_whole
+from .files import save_image
+from .outlines import MAX_EDGES, count_edges, mask_to_polygons, too_many
+from .reading import IntensityRange, eight_bits, is_deep, open_image, read_whole, require_whole
 from .storage import spelled_alike
 from .validate import DatasetError
 
@@ -23,6 +24,9 @@ UNLABELLED = 255
 # Value of thing pixels in stuff maps.
 _THING = 0
 EXIF_ORIENTATION = 0x0112
+# Of a PNG's ids that the JSON hasn't, and the other way round.
+_IDS_SHOWN = 10
+_ROWS_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -90,30 +94,30 @@ def derive_image(derivation: Derivation, pair: tuple[Json, Json]) -> DerivedImag
     converted = _check_image(image_path, expected, derivation.intensity_range, result.problems)
     png_path = derivation.panoptic_pngs / annotation["file_name"]
     panoptic = _read_panoptic(png_path, expected, result.problems)
-    if panoptic is None:
-        return result
-    ids, index, areas = np.unique(panoptic, return_inverse=True, return_counts=True)
-    index = index.reshape(panoptic.shape)
-    positions = {int(value): position for position, value in enumerate(ids)}
-    _check_ids(png_path, positions, annotation, result.problems)
-    if result.problems:
+    if panoptic is not None:
+        _check_ids(png_path, np.unique(panoptic), annotation, result.problems)
+    if panoptic is None or result.problems:
         return result
 
-    stuff_values = np.full(len(ids), UNLABELLED, dtype=np.uint8)
+    edges = 0
+    stuff_values = np.full(panoptic.shape, UNLABELLED, dtype=np.uint8)
     for segment in annotation["segments_info"]:
-        position = positions[segment["id"]]
+        mask = (panoptic == segment["id"]).view(np.uint8)
         category = segment["category_id"]
-        stuff_values[position] = derivation.stuff_classes.get(category, _THING)
-        mask = (index == position).astype(np.uint8)
+        value = derivation.stuff_classes.get(category, _THING)
+        np.copyto(stuff_values, value, where=mask.view(bool))
         measured = {
             **segment,
-            "area": int(areas[position]),
+            "area": int(np.count_nonzero(mask)),
             "bbox": list(cv2.boundingRect(mask)),
         }
         result.segments.append(measured)
         if derivation.with_instances and category in derivation.thing_ids:
+            edges += 0 if segment["iscrowd"] else count_edges(mask)
+            if edges > MAX_EDGES:
+                return DerivedImage(annotation, problems=[f"{png_path}: {too_many(edges)}"])
             result.instances.append(_instance(mask, measured, annotation["image_id"]))
-    stuff_map = Image.fromarray(stuff_values[index])
+    stuff_map = Image.fromarray(stuff_values)
     _save(stuff_map, derivation.stuff_maps / stuff_map_name(annotation["file_name"]))
     if converted is not None:
         _save(converted, derivation.converted_images / converted_image_name(image["file_name"]))
@@ -123,7 +127,7 @@ def derive_image(derivation: Derivation, pair: tuple[Json, Json]) -> DerivedImag
 
 def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    save_image(image, path, "PNG")
 
 
 def _instance(mask: np.ndarray, segment: Json, image_id: int | str) -> Json:
@@ -155,12 +159,14 @@ def _check_image(
         problems.append(missing(path, "add the image or correct its file_name"))
         return None
     try:
-        converted = eight_bits(path.read_bytes(), values)
-        with Image.open(path) as image:
+        with open_image(path) as image:
             size = image.size
             # Detectron2 turns images upright when it reads them.
             if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
                 size = size[::-1]
+            _require_size(size, expected)
+            with path.open("rb") as file:
+                converted = eight_bits(read_whole(file), values)
             if converted is None:
                 # All of a JPEG is read at an eighth of the size, in a fraction of the time.
                 image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
@@ -168,7 +174,6 @@ def _check_image(
     except Exception as error:  # Pillow raises many kinds for broken files
         problems.append(unreadable(path, error))
         return None
-    _check_size(path, size, expected, problems)
     return converted
 
 
@@ -178,8 +183,8 @@ def _read_panoptic(path: Path, expected: tuple[int, int], problems: list[str]) -
         problems.append(missing(path, "add the PNG or correct its file_name"))
         return None
     try:
-        with Image.open(path) as image:
-            mode, size = image.mode, image.size
+        with open_image(path) as image:
+            mode = image.mode
             if image.format in ("JPEG", "MPO"):
                 raise DatasetError("a JPEG, which doesn't keep segment ids; write a PNG")
             if mode not in ("RGB", "RGBA"):
@@ -190,12 +195,17 @@ def _read_panoptic(path: Path, expected: tuple[int, int], problems: list[str]) -
             if is_deep(image):
                 raise DatasetError("more than 8 bits a value, but segment ids are encoded in 8")
             require_whole(image)
-            pixels = np.array(image)
+            _require_size(image.size, expected)
+            pixels = np.asarray(image)
     except Exception as error:  # see above
         problems.append(unreadable(path, error))
         return None
-    _check_size(path, size, expected, problems)
-    return rgb2id(pixels)
+    ids = np.empty(pixels.shape[:2], dtype=np.int32)
+    # All at once, panopticapi's function takes 24 bytes a pixel.
+    for top in range(0, len(pixels), _ROWS_AT_A_TIME):
+        rows = slice(top, top + _ROWS_AT_A_TIME)
+        ids[rows] = rgb2id(pixels[rows])
+    return ids
 
 
 def missing(path: Path, cure: str) -> str:
@@ -211,27 +221,31 @@ def unreadable(path: Path, error: Exception) -> str:
     """The message about an image that Pillow can't read, or that was refused."""
     if isinstance(error, DatasetError):
         return f"{path}: {error}"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"{path}: too large for Pillow ({error}); cut it into tiles"
     return f"{path}: can't be read ({error}); export or copy it again"
 
 
-def _check_size(
-    path: Path, size: tuple[int, int], expected: tuple[int, int], problems: list[str]
-) -> None:
+def _require_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
     if size != expected:
-        problems.append(
-            f"{path}: is {size[0]} x {size[1]} pixels, the JSON's entry of the image says "
+        raise DatasetError(
+            f"is {size[0]} x {size[1]} pixels, the JSON's entry of the image says "
             f"{expected[0]} x {expected[1]}; correct the JSON or replace the file"
         )
 
 
-def _check_ids(
-    path: Path, positions: dict[int, int], annotation: Json, problems: list[str]
-) -> None:
-    in_png = positions.keys() - {0}
-    in_json = {segment["id"] for segment in annotation["segments_info"]}
-    for value in sorted(in_json - in_png):
-        problems.append(f"{path}: segment {value} of the JSON has no pixel; remove it there")
-    for value in sorted(in_png - in_json):
-        problems.append(f"{path}: pixels of segment {value}, which the JSON lacks; add it there")
+def _check_ids(path: Path, found: np.ndarray, annotation: Json, problems: list[str]) -> None:
+    """Adds to `problems` where the ids in a PNG, `found`, are not those of the JSON."""
+    in_json = np.array([segment["id"] for segment in annotation["segments_info"]], dtype=np.int32)
+    for values, wrong in (
+        (np.setdiff1d(in_json, found), "segment {} of the JSON has no pixel; remove it there"),
+        (
+            np.setdiff1d(found[found != 0], in_json),
+            "pixels of segment {}, which the JSON lacks; add it there",
+        ),
+    ):
+        # A file that isn't of this kind can have an id for every pixel.
+        if len(values) > _IDS_SHOWN:
+            problems.append(
+                f"{path}: {len(values)} ids are in one of JSON and PNG only; write it with "
+                "panopticapi.utils.id2rgb"
+            )
+        problems += [f"{path}: {wrong.format(value)}" for value in values[:_IDS_SHOWN]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .fields import Json
+from .files import absolute
 from .panoptic import register_panoptic
 from .reading import checked_range
 from .validate import DatasetError
@@ -33,11 +35,11 @@ def register_from_file(path: str | Path) -> list[str]:
     Raises:
         DatasetError: the file is missing or not of this form, or data can't be registered.
     """
-    path = Path(path).expanduser()
+    path = absolute(path)
     entries = read_entries(path)
     for entry in entries:
         keys = entry.keys() - {"name", "intensity_range"}
-        paths = {key: path.parent / Path(entry[key]).expanduser() for key in keys}
+        paths = {key: _from(path.parent, entry[key]) for key in keys}
         values = entry.get("intensity_range")
         register_panoptic(entry["name"], **paths, intensity_range=values)
     return [entry["name"] for entry in entries]
@@ -49,17 +51,21 @@ def read_entries(path: Path) -> list[Json]:
     Raises:
         DatasetError: the file is missing or not of that form.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DatasetError(f"{path}: no such file; check the path")
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not a YAML file ({error}); correct it") from error
     if not isinstance(entries, list) or not entries:
         raise DatasetError(f"{path}: must be a list of data sets, each with {', '.join(_REQUIRED)}")
     for number, entry in enumerate(entries, start=1):
         _check_entry(f"{path}, data set {number}", entry)
     return entries
+
+
+def _from(folder: Path, path: str) -> Path:
+    return absolute(path) if path.startswith("~") else folder / path
 
 
 def _check_entry(place: str, entry: Any) -> None:

@@ -9,8 +9,11 @@ the user chooses.
 from __future__ import annotations
 
 import io
+import os
 import re
-from typing import Any
+import warnings
+from pathlib import Path
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -19,14 +22,19 @@ from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .fields import finite
+from .fields import MAX_PIXELS, finite
 from .validate import DatasetError
 
 IntensityRange = tuple[float, float]
 """Values that become 0 and 255. The conversion is linear between them and cuts beyond."""
 
+# Of an image file, in bytes; `MAX_PIXELS` of three 32-bit values have fewer.
+MAX_FILE_SIZE = 2**30
+# Of an image of more than eight bits, converted at a time.
+_ROWS_AT_A_TIME = 256
 # Of others it isn't known here how deep they are.
 FORMATS = {"BMP", "DIB", "GIF", "JPEG", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
+_TOO_LARGE = f"{{}} pixels, and at most {MAX_PIXELS} are read; cut it into tiles"
 _BITS, _SAMPLES, _SAMPLE_FORMAT, _KIND_OF_PAGE, _ORIENTATION = 258, 277, 339, 254, 274
 
 
@@ -66,9 +74,9 @@ def read_image(
     Raises:
         DatasetError: something would be lost, or the image has no contrast in `values`.
     """
-    with PathManager.open(path, "rb") as file:
-        content = file.read()
     try:
+        with PathManager.open(path, "rb") as file:
+            content = read_whole(file)
         converted = eight_bits(content, values)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
@@ -83,13 +91,53 @@ def require_eight_bits(path: str) -> None:
     Raises:
         DatasetError: to read it in eight bits would lose something.
     """
-    with PathManager.open(path, "rb") as file, Image.open(file) as image:
-        try:
+    try:
+        with PathManager.open(path, "rb") as file, open_image(file) as image:
             require_whole(image)
             if is_deep(image):
                 raise DatasetError(f"{_deep(image)}; save it with 8 bits")
-        except DatasetError as error:
-            raise DatasetError(f"{path}: {error}") from error
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def open_image(source: str | Path | IO[bytes]) -> Image.Image:
+    """An image of which the header alone has been read, whatever memory the rest would take.
+
+    Raises:
+        DatasetError: it has more pixels than `MAX_PIXELS`. Names the cure, not the file.
+        OSError, SyntaxError, ...: what Pillow raises of files that are broken or no images.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own limit is higher, and a mere warning up to its double.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(source)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(
+            "no format that Pillow knows; save it as PNG or TIFF, of 8 or 16 bits"
+        ) from None
+    except Image.DecompressionBombError:
+        raise DatasetError(_TOO_LARGE.format("more than Pillow opens")) from None
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise DatasetError(_TOO_LARGE.format(f"{image.width} x {image.height}"))
+    return image
+
+
+def read_whole(file: IO[bytes]) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        DatasetError: it has more bytes than `MAX_FILE_SIZE`. Names the cure, not the file.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_FILE_SIZE:
+        raise DatasetError(
+            f"{size} bytes, and at most {MAX_FILE_SIZE} are read; save it as PNG, or cut it into "
+            "tiles"
+        )
+    file.seek(0)
+    return file.read()
 
 
 def eight_bits(content: bytes, values: IntensityRange | None) -> Image.Image | None:
@@ -107,13 +155,7 @@ def eight_bits(content: bytes, values: IntensityRange | None) -> Image.Image | N
             Names what and the cure, not the file.
         OSError, SyntaxError, ...: what Pillow raises of files that are broken or no images.
     """
-    try:
-        opened = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError:
-        raise UnidentifiedImageError(
-            "no format that Pillow knows; save it as PNG or TIFF, of 8 or 16 bits"
-        ) from None
-    with opened as image:
+    with open_image(io.BytesIO(content)) as image:
         require_whole(image)
         if not is_deep(image):
             _require_opaque(image)
@@ -127,8 +169,11 @@ def eight_bits(content: bytes, values: IntensityRange | None) -> Image.Image | N
                 f"{_deep(image)}, here {lowest:g} to {highest:g}; give the data set an "
                 "intensity_range, the two that shall become 0 and 255, or save it with 8 bits"
             )
-    scaled = np.clip((deep.astype(np.float64) - values[0]) / (values[1] - values[0]), 0, 1)
-    converted = np.rint(255 * scaled).astype(np.uint8)
+    converted = np.empty(deep.shape, dtype=np.uint8)
+    for top in range(0, len(deep), _ROWS_AT_A_TIME):
+        rows = slice(top, top + _ROWS_AT_A_TIME)
+        scaled = (deep[rows].astype(np.float64) - values[0]) / (values[1] - values[0])
+        converted[rows] = np.rint(255 * np.clip(scaled, 0, 1))
     if lowest < highest and converted.min() == converted.max():
         raise DatasetError(
             f"all values ({lowest:g} to {highest:g}) become {converted.min()} with an "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .fields import PANOPTIC, Field, Json, read_entry
+from .fields import MAX_PIXELS, PANOPTIC, Field, Json, read_entry
 
 # Stuff maps are 8-bit PNGs in which 0 is "things" and 255 is unlabelled.
 MAX_STUFF_CATEGORIES = 254
@@ -54,7 +55,7 @@ class Problems:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises `DatasetError` if it is missing or not JSON."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DatasetError(f"{path}: no such file; check the path")
     try:
         # Some editors and exporters on Windows put a byte order mark before it.
@@ -172,6 +173,12 @@ def check_images(images: list[Json], problems: Problems) -> None:
     for key in ("id", "file_name"):
         for value in duplicates(image[key] for image in images):
             problems.add(f"duplicate image {key} {value!r}: keep one of them")
+    for image in images:
+        if image["width"] * image["height"] > MAX_PIXELS:
+            problems.add(
+                f"image {image['file_name']}: {image['width']} x {image['height']} pixels are "
+                f"more than {MAX_PIXELS}; cut it into tiles"
+            )
     # The evaluators sort them.
     examples = {type(image["id"]): image["id"] for image in reversed(images)}
     if len(examples) > 1:

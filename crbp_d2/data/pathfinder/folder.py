@@ -9,6 +9,7 @@ each means nothing here: `curv_contour_length_14/imgs/1/sample_0.png 0`.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from crbp_d2.data.reading import require_eight_bits
+from crbp_d2.data.files import absolute
+from crbp_d2.data.reading import open_image, require_eight_bits
 from crbp_d2.data.validate import DatasetError
 
 from .draw import Bytes
@@ -56,9 +58,14 @@ def find_images(root: Path, list_file: Path | None = None) -> list[tuple[Path, P
         images = sorted(root.glob(f"**/{IMAGES}/*/*.png"), key=_natural)
         origin = str(root)
     else:
-        if not list_file.is_file():
+        if not os.path.isfile(list_file):
             raise DatasetError(f"{list_file}: no such list file; check the path")
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DatasetError(
+                f"{list_file}: not a text file ({error}); name one image a line"
+            ) from error
         images = [root / line.split()[0] for line in lines if line.strip()]
         origin = str(list_file)
     if not images:
@@ -70,18 +77,18 @@ def find_images(root: Path, list_file: Path | None = None) -> list[tuple[Path, P
 
 
 def _read_grey(path: Path) -> Image.Image:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DatasetError(
             f"{path}: no such file; call datasets/prepare_pathfinder.py again (it adds what is "
             "missing), or take the image from the list file"
         )
     try:
         require_eight_bits(str(path))
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.convert("L")
     except DatasetError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow raises many kinds for broken files
         raise DatasetError(
             f"{path}: not a readable image ({error}); delete it and call "
             "datasets/prepare_pathfinder.py again, or copy it anew"
@@ -153,8 +160,11 @@ def register_pathfinder_folder(
         root: the folder that holds `curv_contour_length_N`.
         list_file: names the images of this split; without one all below `root` are taken.
         image_size: side to which images and masks are reduced; None takes that of the first.
+
+    Raises:
+        DatasetError: a path can't be one.
     """
-    root = Path(root)
-    listed = None if list_file is None else Path(list_file)
+    root = absolute(root)
+    listed = None if list_file is None else absolute(list_file)
     DatasetCatalog.register(name, lambda: _records(root, listed, image_size))
     set_pathfinder_metadata(name, image_root=str(root))
