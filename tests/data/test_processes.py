@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from crbp_d2.data import storage
-from crbp_d2.data.files import explained
+from crbp_d2.data.files import explained, naming
 from crbp_d2.data.parallel import ordered_map
 from crbp_d2.data.processes import orderly_end
 from crbp_d2.data.storage import locked, replacing
@@ -100,6 +101,17 @@ def test_a_killed_worker_is_told_in_one_line() -> None:
     message = explained(caught.value)
     assert message.startswith("one of 2 worker processes was killed from outside")
     assert "fewer workers" in message and "\n" not in message
+
+
+def _write(number: int) -> None:
+    with naming(Path(f"file {number}")):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disc_is_named_from_workers_too() -> None:
+    with pytest.raises(OSError) as caught:
+        list(ordered_map(_write, range(3), workers=2))
+    assert explained(caught.value).startswith("file 0: No space left on device; make room there")
 
 
 def _sleep(seconds: int) -> int:
