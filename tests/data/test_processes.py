@@ -70,7 +70,7 @@ def _enter(folder: Path) -> None:
 
 def test_a_lock_ends_with_its_process_whatever_that_has_forked(tmp_path: Path) -> None:
     with locked(tmp_path / "set"):
-        process = FORK.Process(target=time.sleep, args=(600,))
+        process = FORK.Process(target=time.sleep, args=(15,))
         process.start()
     begun = time.monotonic()
     with locked(tmp_path / "set"):
