@@ -19,12 +19,12 @@ from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
 
-from crbp_d2.data import DatasetError
 from crbp_d2.data.convert import FORMATS, convert_format
 from crbp_d2.data.convert.arguments import add_choices
+from crbp_d2.launch import run_alone
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> None:
     style = argparse.RawDescriptionHelpFormatter
     program = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parsers = program.add_subparsers(dest="format", metavar="FORMAT", required=True)
@@ -40,15 +40,10 @@ def main(words: Sequence[str] | None = None) -> int:
     setup_logger(name="crbp_d2")
     name = arguments.format
     del arguments.format
-    try:
-        summary = convert_format(name, arguments)
-    except (DatasetError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    folder = arguments.out
-    sys.stdout.write(f"{summary}\n\n{arguments.name} is in {folder / 'datasets.yaml'}\n")
-    return 0
+    summary = convert_format(name, arguments)
+    listed = arguments.out / "datasets.yaml"
+    sys.stdout.write(f"{summary}\n\n{arguments.name} is in {listed}\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_alone(main)

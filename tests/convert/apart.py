@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 
 from crbp_d2.data.outlines import mask_to_polygons
+from crbp_d2.launch import run_alone
 from tests.data.panoptic_data import Written
 from tests.data.test_tools import tool
 
@@ -22,7 +25,19 @@ KINDS = ["--stuff", "sky", "road"]
 
 def convert(*words: object) -> int:
     """The tool in this process, on one core."""
-    return tool("convert")([str(word) for word in (*words, "--workers=1")])
+    return called("convert", *words, "--workers=1")
+
+
+def called(name: str, *words: object) -> int:
+    """A tool in this process: the code that it ends with, its message on the standard error."""
+    try:
+        run_alone(functools.partial(tool(name), [str(word) for word in words]), {})
+    except SystemExit as ended:
+        if not isinstance(ended.code, str):
+            raise
+        sys.stderr.write(f"{ended.code.strip()}\n")
+        return 1
+    return 0
 
 
 def to(folder: Path, name: str = "back") -> list[str]:

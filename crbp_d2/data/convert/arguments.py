@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..fields import Json
+from ..parallel import add_workers_option
 from .classes import Choices
 from .values import named_values
 
@@ -71,7 +72,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the annotations fit the images as they are stored, although EXIF says to turn them",
     )
-    group.add_argument("--workers", type=int, help="processes (default: CPU cores, at most 8)")
+    add_workers_option(parser)
 
 
 def choices_of(arguments: argparse.Namespace) -> Choices:

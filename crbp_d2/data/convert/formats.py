@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from ..validate import DatasetError
 from . import instances, labelme, labels, masks
 from .arguments import call_of, choices_of
 from .scene import Annotated
@@ -44,9 +43,6 @@ def convert_format(name: str, arguments: argparse.Namespace) -> Summary:
     Raises:
         DatasetError: see `convert`.
     """
-    workers: int | None = arguments.workers
-    if workers is not None and workers < 1:
-        raise DatasetError(f"--workers {workers}: at least one is needed; give a larger number")
     annotated = FORMATS[name].find(arguments)
     return convert(
         annotated,
@@ -54,5 +50,5 @@ def convert_format(name: str, arguments: argparse.Namespace) -> Summary:
         name=arguments.name,
         call=call_of(name, arguments),
         choices=choices_of(arguments),
-        workers=workers,
+        workers=arguments.workers,
     )
