@@ -15,6 +15,7 @@ from crbp_d2.config import final_node, read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError, set_num_classes
 from crbp_d2.engine import load_model, prepare
+from crbp_d2.zoo import folder_of, is_address
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def load_run(
     Args:
         text: RUN is the output folder of a training, with `config.yaml` and `model_final.pth`, or
             an earlier checkpoint of one that is unfinished; or a checkpoint, `.pth`, in such a
-            folder. Without a label the folder's name is one.
+            folder; or `crbp://NAME`, see `crbp_d2.zoo`. Without a label the folder's name is one.
         overrides: `KEY VALUE ...` on top of its config.
         data_sets: in the place of its `DATASETS.TEST`.
         needs_data: its test data are to be read. If not, they may be missing as long as their class
@@ -209,15 +210,23 @@ def split_label(text: str) -> tuple[str, Path]:
     """Label and path of `LABEL=PATH` or `PATH`, whose label is the name of the folder.
 
     Args:
-        text: `PATH` is a folder, or a file in the folder that gives the label. What exists as a
-            path is one, also with an equals sign in it.
+        text: `PATH` is a folder, or a file in the folder that gives the label; or `crbp://NAME`,
+            for the folder of that model. What exists as a path is one, also with an equals sign in
+            it.
+
+    Raises:
+        ConfigurationError: the package holds no model of that name.
     """
     if is_labelled(text):
         label, _, path = text.partition("=")
-        return label, Path(path)
-    found = Path(text)
+        return label, _path(path)
+    found = _path(text)
     folder = found.resolve() if found.is_dir() or not found.suffix else found.resolve().parent
     return folder.name, found
+
+
+def _path(text: str) -> Path:
+    return folder_of(text) if is_address(text) else Path(text)
 
 
 def require_different_labels(labels: Sequence[str], form: str = "LABEL=RUN") -> None:

@@ -1,5 +1,7 @@
 """Training and evaluation with Detectron2's engine."""
 
+import crbp_d2.zoo  # noqa: F401  registers crbp:// with Detectron2's PathManager
+
 from .command_line import Command, KeyValueParser, run_command
 from .optimizers import OPTIMIZERS
 from .run import EXAMPLES, argument_parser, main, prepare, save_config, setup

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = (
     *("crbp_d2.core", "crbp_d2.modeling", "crbp_d2.data", "crbp_d2.data.pathfinder"),
     "crbp_d2.data.convert",
-    *("crbp_d2.evaluation", "crbp_d2.engine", "crbp_d2.config"),
+    *("crbp_d2.evaluation", "crbp_d2.engine", "crbp_d2.config", "crbp_d2.zoo"),
 )
 
 

@@ -1,6 +1,6 @@
 """The commands of `tools/analyze.py`, a module each."""
 
-from . import curves, page, stability, states, steps, stopping
+from . import curves, pack, page, stability, states, steps, stopping
 
 COMMANDS = {
     "steps": steps,
@@ -9,6 +9,7 @@ COMMANDS = {
     "stopping": stopping,
     "curves": curves,
     "page": page,
+    "pack": pack,
 }
 """By name. To add one, enter its module here; `crbp_d2.engine.Command` says what that has."""
 

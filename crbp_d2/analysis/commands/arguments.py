@@ -12,6 +12,7 @@ from crbp_d2.analysis.runs import (
     split_label,
 )
 from crbp_d2.core import ConfigurationError
+from crbp_d2.zoo import in_package
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,8 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
         "runs",
         metavar="RUN",
         nargs="+",
-        help="OUTPUT_DIR of a training or one of the checkpoints in it, or LABEL=RUN",
+        help="OUTPUT_DIR of a training, one of the checkpoints in it, or crbp://NAME of the "
+        "package (docs/zoo.md); or LABEL=RUN",
     )
 
 
@@ -57,7 +59,10 @@ def add_batch_size(parser: argparse.ArgumentParser, default: int | None = None) 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """`--output FOLDER`."""
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="default: that of the run; made if missing"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="made if missing (default: that of the run; crbp://NAME needs one)",
     )
 
 
@@ -153,4 +158,7 @@ def _own_folder_of(text: str) -> Path:
             f"{text}: files about one of its checkpoints would take the place of those of the "
             "whole run; name --output"
         )
-    return run_folder(text)
+    folder = run_folder(text)
+    if in_package(folder):
+        raise ConfigurationError(f"{text}: nothing is written into the package; name --output")
+    return folder
