@@ -6,16 +6,23 @@ DATASETS.TEST, the ground truth, side by side in IMAGE.png.
 
 Contour models (Pathfinder; grey images): the step from which on each pixel stayed in the predicted
 contour, in IMAGE.png and IMAGE.pdf; the steps as numbers, 0 for never, in IMAGE.csv (of several
-models in IMAGE_LABEL.csv).
+models in IMAGE_LABEL.csv). They look for contours like those they were trained on. A drawing of
+one's own (--input) shows, for crbp://pathfinder_tiny_*, bright lines about 1.5 pixels wide on
+black, best in dashes of 3 pixels with gaps of 2, one of them with a dot of 3.5 pixels on its free
+end: the contour to trace; or all of that larger, in the same proportions. Dark lines on paper,
+colours, transparency, uneven light and wider lines are seen to, which is told; the picture shows
+what the model was given.
 
 examples:
   tools/demo.py outputs/shapes_settling --count 4 --output pictures
   tools/demo.py C-RBP=outputs/coco BPTT=outputs/coco_bptt --input holiday 'street/*.jpg' \\
       --output pictures
+  tools/demo.py crbp://pathfinder_tiny_contracting --input drawing.png --output pictures
   tools/demo.py outputs/pathfinder_tiny_bptt --steps 24 --output pictures
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -27,16 +34,18 @@ from crbp_d2.analysis.commands.arguments import (
     add_runs,
     at_least_one,
 )
+from crbp_d2.analysis.drawings import strokes_of
 from crbp_d2.analysis.images import (
-    ContourSample,
     contour_samples,
     find_images,
     intensity_range_of,
     is_contour_model,
     load_predictors,
     output_names,
+    own_sample,
     panoptic_truth,
-    require_readable,
+    read_each,
+    require_photograph,
 )
 from crbp_d2.analysis.predictions import write_claim_picture, write_panoptic_picture
 from crbp_d2.analysis.runs import Run
@@ -80,8 +89,6 @@ def main() -> None:
         runs = load_predictors(
             arguments.runs, arguments.opts, data_set=arguments.dataset, needs_data=not paths
         )
-        values = intensity_range_of(runs[0].cfg)
-        require_readable(tqdm(paths, "reading", disable=not paths), values)
         draw = draw_contours if is_contour_model(runs[0]) else draw_panoptic
         draw(arguments, runs, paths)
     except (KeyError, ValueError) as error:
@@ -98,6 +105,8 @@ def draw_panoptic(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
     truth = panoptic_truth(runs[0])
     if not paths and truth is None:
         raise ConfigurationError("DATASETS.TEST names no panoptic data; name some, or give --input")
+    check = functools.partial(require_photograph, values=intensity_range_of(runs[0].cfg))
+    read_each(tqdm(paths, "reading", disable=not paths), check)
     paths = paths or truth.images(arguments.count)
     outputs = output_names(paths, arguments.output)
     for path, output in zip(tqdm(paths, "pictures"), outputs, strict=True):
@@ -109,7 +118,13 @@ def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
     last = arguments.steps
     if last is None:
         last = 2 * max(run.trained_steps for run in runs)
-    samples = [ContourSample(path) for path in paths]
+    strokes = strokes_of(runs[0])
+    read = functools.partial(own_sample, strokes=strokes)
+    samples = read_each(tqdm(paths, "reading", disable=not paths), read)
+    lines = [f"{sample.path}: {'; '.join(sample.notices)}" for sample in samples if sample.notices]
+    if paths and strokes is not None:
+        lines.append(f"{runs[0].label} was trained on {strokes}; others it may miss")
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
     samples = samples or contour_samples(runs[0], arguments.count)
     outputs = output_names([sample.path for sample in samples], arguments.output)
     for sample, output in zip(tqdm(samples, "pictures"), outputs, strict=True):

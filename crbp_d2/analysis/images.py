@@ -5,11 +5,11 @@ from __future__ import annotations
 import filecmp
 import glob
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import PanopticFPN, SemanticSegmentor
 
+from crbp_d2.analysis.drawings import Strokes, prepare_drawing, read_drawing
 from crbp_d2.analysis.outputs import find_recurrence
 from crbp_d2.analysis.runs import (
     Run,
@@ -36,6 +37,7 @@ from crbp_d2.data.pathfinder.images import Record
 from crbp_d2.data.reading import IntensityRange
 from crbp_d2.evaluation.pictures import ground_truth, image_name, unused
 
+Read = TypeVar("Read")
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What counts as an image in a folder."""
 
@@ -139,19 +141,19 @@ def intensity_range_of(cfg: CfgNode) -> IntensityRange | None:
     return values
 
 
-def require_readable(paths: Iterable[Path], values: IntensityRange | None = None) -> None:
-    """Decode every image once, so that a broken one is known before the first is drawn.
+def read_each(paths: Iterable[Path], read: Callable[[Path], Read]) -> list[Read]:
+    """Read every image, so that a broken one is known before the first is drawn.
 
     Args:
-        values: how images of more than eight bits are converted; None to refuse them.
+        read: gives what is wanted of an image.
 
     Raises:
         ConfigurationError: naming all that can't be read.
     """
-    broken = []
+    found, broken = [], []
     for path in paths:
         try:
-            read_image(str(path), "RGB", values)
+            found.append(read(path))
         except DatasetError as error:
             broken.append(str(error))
         # What Pillow raises depends on the format and on what is broken.
@@ -159,6 +161,19 @@ def require_readable(paths: Iterable[Path], values: IntensityRange | None = None
             broken.append(f"{path}: not a readable image ({error}); copy it anew or leave it out")
     if broken:
         raise ConfigurationError("\n".join(broken))
+    return found
+
+
+def require_photograph(path: Path, values: IntensityRange | None = None) -> None:
+    """Decode an image for a panoptic model.
+
+    Args:
+        values: how an image of more than eight bits is converted; None to refuse it.
+
+    Raises:
+        DatasetError, OSError, SyntaxError, ...: see `read_image`.
+    """
+    read_image(str(path), "RGB", values)
 
 
 def output_names(paths: Sequence[Path], folder: Path) -> list[Path]:
@@ -243,17 +258,31 @@ class ContourSample:
 
     Attributes:
         path: of its file, or what it is named after if it is drawn.
-        record: of a Pathfinder data set; `None` for an image of one's own.
+        source: a record of a Pathfinder data set; or, of one's own, the image `(H, W)` in 0..255.
+        notices: what was changed of one's own.
     """
 
     path: Path
-    record: Record | None = None
+    source: Record | Bytes
+    notices: Sequence[str] = ()
 
     def load(self) -> tuple[Bytes, Bytes | None]:
         """The image `(H, W)` in 0..255, and the mask `(H, W)` in {0, 1} where it is known."""
-        if self.record is None:
-            return read_image(str(self.path), "L")[..., 0], None
-        return load_sample(self.record)
+        if isinstance(self.source, np.ndarray):
+            return self.source, None
+        return load_sample(self.source)
+
+
+def own_sample(path: Path, strokes: Strokes | None = None) -> ContourSample:
+    """A drawing of one's own as a contour model takes it.
+
+    Args:
+        strokes: of the model's training, see `prepare_drawing`.
+
+    Raises:
+        DatasetError, OSError, SyntaxError, ...: see `read_drawing`.
+    """
+    return ContourSample(path, *prepare_drawing(read_drawing(path), strokes))
 
 
 def contour_samples(run: Run, count: int) -> list[ContourSample]:
