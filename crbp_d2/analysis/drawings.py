@@ -25,8 +25,8 @@ LONGEST_SIDE = 320
 """Larger drawings are scaled down: the time of a prediction grows with the area."""
 WIDER = 1.5
 """Lines that exceed those of the training images by this factor are scaled down to them."""
-SMALLEST_PATCH, PATCHES = 9, 8
-"""The ground of a drawing is what stays of it without all that is narrower than a patch: 1 / 8 of
+SMALLEST_PATCH, PATCHES = 9, 6
+"""The ground of a drawing is what stays of it without all that is narrower than a patch: 1 / 6 of
 its shorter side, and wider than the dot of any Pathfinder image."""
 BLACK, WHITE = 16, 250
 """A ground up to the first is black, and lines from the second on are white."""

@@ -97,7 +97,7 @@ def _row(name: str, card: Card) -> str:
     score = list(card.scores[0])[1]
     of_step = {row["step"]: row[score] for row in card.scores}
     asked = (max(1, card.trained_steps // 2), *(card.trained_steps * n for n in (1, 2, 4)))
-    cells = [f"[`{PREFIX}{name}`](#{name.replace('_', '-')})", card.trained_steps, card.parameters]
+    cells = [f"[`{PREFIX}{name}`](#{name})", card.trained_steps, card.parameters]
     cells += [f"{size / 1000:.0f} kB", score, *(_shown(of_step[step]) for step in asked)]
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -22,6 +22,7 @@ from crbp_d2.analysis.runs import load_run
 from crbp_d2.data import DatasetError
 from crbp_d2.data.pathfinder import PathfinderImages, load_sample
 from crbp_d2.data.pathfinder.config import TINY
+from tests.analysis.test_predictions import demo  # noqa: F401  a fixture
 
 STROKES = Strokes(width=1.5, dash=3.0, gap=2.0, dot=3.5)
 MODEL = "crbp://pathfinder_tiny_bptt"
@@ -158,3 +159,23 @@ def test_what_would_lose_something_is_refused(tmp_path):
     for name in ("deep.png", "pages.tif"):
         with pytest.raises(DatasetError, match=name.replace(".", r"\.")):
             read_drawing(tmp_path / name)
+
+
+def test_the_tool_traces_a_drawing_and_says_what_it_changed(tmp_path, demo, capsys):  # noqa: F811
+    drawn = enlarged(4)
+    clear = np.dstack([np.zeros((*drawn.shape, 3), np.uint8), drawn])
+    Image.fromarray(clear, "RGBA").save(tmp_path / "clear.png")
+    image, mask = pathfinder_image()
+    Image.fromarray(image).save(tmp_path / "small.png")
+    demo(
+        *("BPTT=" + MODEL, "--input", tmp_path / "clear.png", tmp_path / "small.png"),
+        *("--steps", 6, "--output", tmp_path / "out"),
+    )
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'clear.png'}: dark on light: turned over; scaled down from 176 x" in told
+    assert f"{tmp_path / 'small.png'}:" not in told
+    assert f"BPTT was trained on {STROKES}" in told
+    traced = np.loadtxt(tmp_path / "out" / "small.csv", delimiter=",") > 0
+    assert (traced & (mask > 0)).sum() > 0.9 * (traced | (mask > 0)).sum()
+    shape = np.loadtxt(tmp_path / "out" / "clear.csv", delimiter=",").shape
+    assert shape == pytest.approx((40, 44), rel=0.2)

@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.commands import COMMANDS
 from crbp_d2.analysis.page import load_recurrent_runs
+from crbp_d2.analysis.page.figures import figures_html
 from crbp_d2.analysis.runs import load_run, split_label
 from crbp_d2.analysis.steps import evaluate_steps, step_evaluators
 from crbp_d2.config import read_config
@@ -184,3 +185,6 @@ def test_what_a_command_writes_of_a_model_goes_to_the_folder_that_is_named(tmp_p
 def test_models_of_the_package_are_shown_side_by_side():
     runs = load_recurrent_runs([f"crbp://{name}" for name in names()])
     assert [run.label for run in runs] == names()
+    for run in runs:
+        told = figures_html(run)
+        assert run.label in told and "a model of the package" in told and "curves" not in told

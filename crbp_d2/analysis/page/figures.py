@@ -10,6 +10,7 @@ from pathlib import Path
 from crbp_d2.analysis.page.encode import figure_png
 from crbp_d2.analysis.runs import Run
 from crbp_d2.core import ConfigurationError
+from crbp_d2.zoo import in_package
 
 FIGURES = {
     "curves.png": (
@@ -36,6 +37,12 @@ FIGURES = {
 }
 """Name of a file -> title, what it shows, and the command that makes it."""
 
+_PACKAGED = (
+    '<p class="absent"><b>{}</b> is a model of the package, which keeps no figures: for those of '
+    "several runs together call <code>tools/analyze.py steps</code> or <code>states</code> with "
+    "the folder of this page as <code>--output</code>.</p>"
+)
+
 
 def figures_html(run: Run) -> str:
     """The figures of a run, its verdict, and which command makes those that are not there.
@@ -43,6 +50,8 @@ def figures_html(run: Run) -> str:
     Raises:
         ConfigurationError: a file is there, but can't be read.
     """
+    if in_package(run.folder):
+        return _PACKAGED.format(escape(run.label))
     shown = [name for name in FIGURES if (run.folder / name).is_file()]
     commands = [command for name, (_, _, command) in FIGURES.items() if name not in shown]
     makers = ", ".join(f"<code>{command}</code>" for command in commands)
