@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast test-detectron2 docs lint format clean
+.PHONY: help install demo train test test-fast test-detectron2 docs lint format clean
 
 # PYTHON= names the interpreter of an environment to use. Without it everything goes into .venv,
 # which BASE_PYTHON makes.
@@ -19,6 +19,7 @@ install_options :=
 endif
 
 help:
+	@echo "make demo     contours traced by trained models of the package; pictures and a page in outputs/demo"
 	@echo "make train    the main job on the embedded data set; results in outputs/shapes_settling"
 	@echo "make test     the tests, two at a time; JOBS=8 for eight"
 	@echo "make test-fast  those that take two minutes together"
@@ -39,6 +40,15 @@ install:
 	@"$(installer)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "make: $(installer) is $$("$(installer)" -V 2>&1), but 3.10 or later is needed; name one: make install $(if $(PYTHON),PYTHON,BASE_PYTHON)=..." >&2; exit 1; }
 	@"$(installer)" scripts/install.py $(install_options)
+
+# Nothing is trained or downloaded: the weights come with the package, the images are drawn.
+models := BPTT=crbp://pathfinder_tiny_bptt contracting=crbp://pathfinder_tiny_contracting
+# So small models are slower on several threads, on a busy machine many times.
+demo: export OMP_NUM_THREADS = 1
+demo: install
+	"$(run)" tools/demo.py $(models) --count 4 --output outputs/demo
+	"$(run)" tools/analyze.py page $(models) --images 6 --output outputs/demo/page.html
+	@echo "Pictures, and the page to open in a browser: $$PWD/outputs/demo/page.html"
 
 train: install
 	"$(run)" tools/train_net.py --config-file configs/quick/shapes_settling.yaml OUTPUT_DIR outputs/shapes_settling
