@@ -8,7 +8,7 @@ Contour models (Pathfinder; grey images): the step from which on each pixel stay
 contour, in IMAGE.png and IMAGE.pdf; the steps as numbers, 0 for never, in IMAGE.csv (of several
 models in IMAGE_LABEL.csv). They look for contours like those they were trained on. A drawing of
 one's own (--input) shows, for crbp://pathfinder_tiny_*, bright lines about 1.5 pixels wide on
-black, best in dashes of 3 pixels with gaps of 2, one of them with a dot of 3.5 pixels on its free
+black, in dashes of 3 pixels with gaps of 2, one of them with a dot of 3.5 pixels on its free
 end: the contour to trace; or all of that larger, in the same proportions. Dark lines on paper,
 colours, transparency, uneven light and wider lines are seen to, which is told; the picture shows
 what the model was given.
