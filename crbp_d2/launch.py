@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -18,8 +19,8 @@ from torch import multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from crbp_d2.core import ConfigurationError
-from crbp_d2.data import DatasetError
-from crbp_d2.data.files import explained
+from crbp_d2.interruption import Interrupted, asked, handling
+from crbp_d2.mistakes import told
 from crbp_d2.place import Place, started_by
 
 # As in Detectron2: evaluation on the main process alone can take long.
@@ -59,34 +60,59 @@ def launch(
     if place.starter:
         # torchrun then says whose error came first.
         return record(_work)(main, arguments, place, gpu)
-    mp.start_processes(
+    context = mp.start_processes(
         _started,
         args=(main, arguments, place, gpu),
         nprocs=place.local_size,
+        join=False,
         # Daemons could have no data workers.
         daemon=False,
     )
-    return None
+    while True:
+        try:
+            if context.join():
+                return None
+        except Interrupted as end:
+            # A scheduler may have told this process alone. They agree on where to stop.
+            _hand_on(end.number, context.processes)
+
+
+def _hand_on(number: int, processes: Sequence[Any]) -> None:
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, number)
 
 
 @contextmanager
 def ending_with_message() -> Iterator[None]:
-    """Lets the program end with the message of a mistake that a user can mend, with what the
-    operating system refuses, or with the message of the process that failed; without the traceback
-    of this one."""
-    try:
-        yield
-    except (ConfigurationError, DatasetError) as error:
-        sys.exit(f"\n{error}")
-    except OSError as error:
-        sys.exit(f"\n{explained(error)}")
-    except mp.ProcessExitedException as error:
-        if error.signal_name is None:
-            # It has said why, as in `sys.exit(message)`.
-            sys.exit(error.exit_code)
-        sys.exit(f"\nProcess {error.error_index} was ended by {error.signal_name}")
-    except mp.ProcessRaisedException as error:
-        sys.exit(str(error))
+    """Lets the program end with a line about a mistake that a user can mend, what the operating
+    system refused or a signal that ended it, or with the message of the process that failed;
+    without the traceback of this one."""
+    # What can't be logged, as on a full disk, would be told with a traceback for every line.
+    logging.raiseExceptions = False
+    with handling():
+        try:
+            yield
+        except Interrupted as end:
+            if comm.is_main_process():
+                sys.stderr.write(f"\n{end.line}\n")
+            raise
+        except mp.ProcessExitedException as error:
+            if error.signal_name is None:
+                # It has said why, as in `sys.exit(message)`.
+                sys.exit(error.exit_code)
+            sys.exit(f"\nProcess {error.error_index} was ended by {error.signal_name}")
+        except mp.ProcessRaisedException as error:
+            sys.exit(str(error))
+        except Exception as error:
+            if asked():
+                # As of a data worker that the signal has ended, too.
+                sys.stderr.write(f"\n{Interrupted(asked()).line}\n")
+                sys.exit(128 + asked())
+            line = told(error)
+            if not line:
+                raise
+            sys.exit(f"\n{line}")
 
 
 def run_alone(main: Callable[[], None], environment: Mapping[str, str] = os.environ) -> None:
@@ -94,7 +120,7 @@ def run_alone(main: Callable[[], None], environment: Mapping[str, str] = os.envi
 
     Several would do the same work and write the same files; then the program ends with a message.
     """
-    with ending_with_message(), _ending_at_interrupt():
+    with ending_with_message():
         place = started_by(environment)
         if place:
             raise ConfigurationError(
@@ -102,16 +128,6 @@ def run_alone(main: Callable[[], None], environment: Mapping[str, str] = os.envi
                 "works in one: start it once, by itself"
             )
         main()
-
-
-@contextmanager
-def _ending_at_interrupt() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. The same call starts again, or goes on\n")
-        # By which shells tell of Ctrl-C.
-        sys.exit(130)
 
 
 def _gpu_of(place: Place) -> int:

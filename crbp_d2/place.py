@@ -85,6 +85,11 @@ def started_by(environment: Mapping[str, str]) -> Place | None:
     return _of_torchrun(environment) or _of_srun(environment)
 
 
+def is_restarted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has started this program again, after one of its processes had failed."""
+    return environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def _of_torchrun(environment: Mapping[str, str]) -> Place | None:
     """None where neither torchrun nor another that sets its variables has started several."""
     if "RANK" not in environment or environment.get("WORLD_SIZE", "1") == "1":

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
@@ -12,7 +17,24 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from crbp_d2.core import ConfigurationError
-from crbp_d2.weights import is_counter, read_checkpoint, said
+from crbp_d2.weights import (
+    UnreadableError,
+    is_counter,
+    read_checkpoint,
+    said,
+    write_synced,
+    writing_whole,
+)
+
+logger = logging.getLogger(__name__)
+
+FINAL = "model_final"
+"""Name of the last checkpoint of a training that ended."""
+TAG = "last_checkpoint"
+"""File that names the checkpoint to resume from."""
+EARLIER = ".last_checkpoint_of_earlier"
+"""File that says that the tag is of an earlier training than the one which runs."""
+_NAME = re.compile(r"model_(\d+|final)\.pth")
 
 # What Detectron2 once saved with every model, and now computes from the config.
 _COMPUTED = ("pixel_mean", "pixel_std")
@@ -21,6 +43,9 @@ _ANCHORS = "anchor_generator.cell_anchors"
 
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which runs nothing that a file holds and says what does not fit.
+
+    A checkpoint takes its name, and the tag of the last one changes, only once it is on the disk.
+    A training whose last checkpoint is missing or damaged resumes from the newest that can be read.
 
     A checkpoint that is resumed from has to fill the model exactly: every weight and every buffer,
     and no other. Weights to start from may leave parts as they are, which the log tells. None may
@@ -63,20 +88,96 @@ class Checkpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
         return rest
 
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write a checkpoint, whole or not at all, and tag it as the last.
+
+        Args:
+            name: of the file, without its ending.
+            kwargs: what to save besides model and training.
+
+        Raises:
+            OSError: it can't be written; checkpoints and tag are as before.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = Path(self.save_dir) / f"{name}.pth"
+        logger.info("Saving checkpoint to %s", path)
+        content = {"model": self.model.state_dict()}
+        content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+        with writing_whole(path) as file:
+            torch.save({**content, **kwargs}, file)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Let the next `--resume` begin at a checkpoint of this name."""
+        write_synced(Path(self.save_dir) / TAG, last_filename_basename.encode())
+        (Path(self.save_dir) / EARLIER).unlink(missing_ok=True)
+
     def get_checkpoint_file(self) -> str:
         """The last checkpoint in the folder.
 
         Raises:
-            ConfigurationError: `last_checkpoint` names none.
+            UnreadableError: its tag, `last_checkpoint`, names none.
         """
+        tag = Path(self.save_dir) / TAG
         try:
-            path: str = super().get_checkpoint_file()
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(
-                f"{self.save_dir}/last_checkpoint: not the name of a checkpoint; write the name of "
-                "one of the .pth files there into it"
+            name = tag.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnreadableError(
+                f"{tag}: not the name of a checkpoint ({said(error)}); write the name of one of "
+                "the .pth files there into it"
             ) from error
-        return path
+        if not name:
+            raise UnreadableError(
+                f"{tag}: empty; write the name of one of the .pth files there into it"
+            )
+        return os.path.join(self.save_dir, name)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from, or at least the tag of one."""
+        return super().has_checkpoint() or (not self.exact and bool(saved_in(self.save_dir)))
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resume from the last checkpoint, or load weights.
+
+        Args:
+            path: of weights; empty for none.
+            resume: take the last checkpoint in the folder if there is one, or, of a training, where
+                it can't be read the newest that can.
+
+        Raises:
+            ConfigurationError: see `load`; there are checkpoints, but none can be read.
+        """
+        if not resume or not self.has_checkpoint():
+            return super().resume_or_load(path, resume=False)
+        first: UnreadableError | None = None
+        for find in self._candidates():
+            try:
+                candidate = find()
+                rest = self.load(candidate)
+            except UnreadableError as error:
+                if self.exact:
+                    raise
+                logger.warning("--resume: %s", error)
+                first = first or error
+                continue
+            if first is not None:
+                logger.warning("--resume: goes on from %s in its place", candidate)
+            return rest
+        raise UnreadableError(
+            f"{first}. No other checkpoint in {self.save_dir} can be read: start anew, without "
+            "--resume and in another OUTPUT_DIR"
+        ) from first
+
+    def _candidates(self) -> Iterator[Callable[[], str]]:
+        """What finds a checkpoint to resume from: the tagged one, then the others, newest first."""
+        yield self.get_checkpoint_file
+        tagged = ""
+        with contextlib.suppress(UnreadableError):
+            tagged = self.get_checkpoint_file()
+        for path in map(str, saved_in(self.save_dir)):
+            if path != tagged:
+                yield functools.partial(str, path)
 
     def _require_file(self, path: str) -> None:
         try:
@@ -85,11 +186,13 @@ class Checkpointer(DetectionCheckpointer):
         except Exception as error:
             raise ConfigurationError(f"{self._source}: can't be fetched ({said(error)})") from error
         if not os.path.isfile(local):
-            raise ConfigurationError(f"{self._source}: no such file; check the path")
+            raise UnreadableError(f"{self._source}: no such file; check the path")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             checkpoint = read_checkpoint(filename)
+        except UnreadableError as error:
+            raise UnreadableError(f"{self._source}: {error}") from error
         except ConfigurationError as error:
             raise ConfigurationError(f"{self._source}: {error}") from error
         lacking = [name for name in self.checkpointables if name not in checkpoint]
@@ -173,6 +276,17 @@ class Checkpointer(DetectionCheckpointer):
                 f"and buffers it {', '.join(parts)}. Give the config file the model was trained "
                 "with (config.yaml beside the checkpoint)"
             )
+
+
+def saved_in(folder: str | Path) -> list[Path]:
+    """The checkpoints that trainings have left in a folder, newest first."""
+
+    def age(path: Path) -> tuple[int, str]:
+        # Of one moment the last by name: model_final, or the most iterations.
+        return path.stat().st_mtime_ns, path.name
+
+    found = (path for path in Path(folder).glob("model_*.pth") if _NAME.fullmatch(path.name))
+    return sorted(found, key=age, reverse=True)
 
 
 def _relevant(names: Iterable[str]) -> list[str]:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from crbp_d2.mistakes import told
+
 
 class Command(Protocol):
     """A command of a program. A module is one: its docstring explains it, with examples."""
@@ -20,6 +22,7 @@ class Command(Protocol):
 
         Raises:
             ValueError, KeyError: a mistake that a user can mend, with the cure as its message.
+            OSError, FloatingPointError: see `crbp_d2.mistakes.told`.
         """
 
 
@@ -50,9 +53,10 @@ def run_command(
     arguments = program.parse_args(words)
     try:
         arguments.command.run(arguments)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, FloatingPointError, RecursionError) as error:
         # A KeyError puts its message in quotes.
-        arguments.parser.error(str(error.args[0] if isinstance(error, KeyError) else error))
+        usual = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        arguments.parser.error(told(error) or usual)
 
 
 class KeyValueParser(argparse.ArgumentParser):

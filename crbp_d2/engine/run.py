@@ -12,12 +12,15 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from crbp_d2.config import keys_of, read_config, value_of
+from crbp_d2.core import ConfigurationError
 from crbp_d2.data import (
     ensure_prepared,
     register_from_file,
@@ -27,10 +30,13 @@ from crbp_d2.data import (
     set_num_classes,
 )
 from crbp_d2.data.loaders import is_pathfinder
-from crbp_d2.data.storage import write_json, write_whole
+from crbp_d2.data.storage import write_json
 from crbp_d2.evaluation.pictures import write_pictures
+from crbp_d2.place import is_restarted
+from crbp_d2.weights import write_synced
 
 from .command_line import KeyValueParser
+from .folder import begin_anew, claim, end_cut_line, is_of_earlier, mark_earlier, release
 from .keys import check_keys, require_device, require_scored
 from .trainer import Trainer
 from .weights import load_model
@@ -123,6 +129,9 @@ def make_paths_absolute(cfg: CfgNode) -> None:
     Args:
         cfg: changed in place. Addresses, as `detectron2://...`, and names of
             timm's weights stay as they are.
+
+    Raises:
+        ConfigurationError: one begins with `~` and the name of no user.
     """
     for node, key in (
         (cfg, "OUTPUT_DIR"),
@@ -132,30 +141,54 @@ def make_paths_absolute(cfg: CfgNode) -> None:
     ):
         path = node[key]
         if path and "://" not in path and path not in ("timm", "package"):
-            node[key] = os.path.abspath(os.path.expanduser(path))
+            expanded = os.path.expanduser(path)
+            if expanded.startswith("~"):
+                raise ConfigurationError(
+                    f"{key} {path}: there is no such user; write the path out, or ./{path} for a "
+                    "file of that name"
+                )
+            node[key] = os.path.abspath(expanded)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration of a run, with its data sets ready and its log open.
 
-    A `config.yaml` in `OUTPUT_DIR` stays as it is; see `save_config`.
+    A training claims its `OUTPUT_DIR`, see `crbp_d2.engine.folder`. A `config.yaml` there stays as
+    it is; see `save_config`.
 
     Args:
         args: of `argument_parser`.
 
     Raises:
-        ConfigurationError, DatasetError: see `read_config` and `prepare`.
+        ConfigurationError, DatasetError: see `read_config` and `prepare`; another process trains in
+            `OUTPUT_DIR`.
+        OSError: `OUTPUT_DIR` can't be made or written to.
     """
     cfg = read_config(args.config_file, args.opts)
     make_paths_absolute(cfg)
+    if cfg.OUTPUT_DIR and not args.eval_only and comm.is_main_process():
+        claim(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="crbp_d2")
     prepare(cfg, eval_only=args.eval_only)
-    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    earlier = saved.read_bytes() if saved.is_file() else None
-    default_setup(cfg, args)
-    if earlier is not None and comm.is_main_process():
-        write_whole(saved, earlier)
+    begin_log(cfg, args)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     return cfg
+
+
+def begin_log(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Open the logs of Detectron2, and begin them with what runs where.
+
+    Its own `default_setup` would write `config.yaml` over that of another run.
+    """
+    rank = comm.get_rank()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
+    log = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
+    log.info("Rank of current process: %s. World size: %s", rank, comm.get_world_size())
+    log.info("Environment info:\n%s", collect_env_info())
+    log.info("Command line arguments: %s", args)
+    log.info("Running with full config:\n%s", cfg.dump())
 
 
 def report_changes(cfg: CfgNode) -> None:
@@ -186,7 +219,7 @@ def save_config(cfg: CfgNode) -> None:
     An evaluation there, and a training that is refused, leave it to the model it belongs to.
     """
     if comm.is_main_process():
-        write_whole(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump().encode())
+        write_synced(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump().encode())
 
 
 def main(args: argparse.Namespace) -> Mapping[str, Any]:
@@ -202,25 +235,47 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
         The evaluation's results (on the main process).
     """
     cfg = setup(args)
-    results: Mapping[str, Any]
-    if args.eval_only:
-        model = load_model(cfg, resume=args.resume)
-        results = Trainer.test(cfg, model)
-    else:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        if args.resume and trainer.start_iter:
-            report_changes(cfg)
+    try:
+        return _evaluate(cfg, args) if args.eval_only else _train(cfg, args)
+    finally:
+        release(cfg.OUTPUT_DIR)
+
+
+def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
+    model = load_model(cfg, resume=args.resume)
+    if not (Path(cfg.OUTPUT_DIR) / "config.yaml").is_file():
         save_config(cfg)
-        results = trainer.train()
-        model = trainer.model
+    results: Mapping[str, Any] = Trainer.test(cfg, model)
+    _write_results(cfg, model, results)
     if comm.is_main_process():
-        output = Path(cfg.OUTPUT_DIR)
-        write_json(output / "results.json", results)
-        if cfg.TEST.PICTURES and cfg.DATASETS.TEST:
-            bare = getattr(model, "module", model)
-            write_pictures(cfg, bare, cfg.DATASETS.TEST[0], output / "predictions")
-        if args.eval_only:
-            verify_results(cfg, results)
-        logger.info("Results, checkpoints and pictures are in %s", output.resolve())
+        verify_results(cfg, results)
     return results
+
+
+def _train(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
+    resume = args.resume or (is_restarted() and not is_of_earlier(cfg.OUTPUT_DIR))
+    if not resume and comm.is_main_process():
+        mark_earlier(cfg.OUTPUT_DIR)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if comm.is_main_process():
+        if trainer.start_iter:
+            report_changes(cfg)
+            end_cut_line(cfg.OUTPUT_DIR)
+        else:
+            begin_anew(cfg.OUTPUT_DIR)
+    save_config(cfg)
+    results = trainer.train()
+    _write_results(cfg, trainer.model, results)
+    return results
+
+
+def _write_results(cfg: CfgNode, model: torch.nn.Module, results: Mapping[str, Any]) -> None:
+    if not comm.is_main_process():
+        return
+    output = Path(cfg.OUTPUT_DIR)
+    write_json(output / "results.json", results)
+    if cfg.TEST.PICTURES and cfg.DATASETS.TEST:
+        bare = getattr(model, "module", model)
+        write_pictures(cfg, bare, cfg.DATASETS.TEST[0], output / "predictions")
+    logger.info("Results, checkpoints and pictures are in %s", output.resolve())

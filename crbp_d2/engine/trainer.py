@@ -30,11 +30,14 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
 from crbp_d2.evaluation import build_evaluator
-from crbp_d2.weights import said
+from crbp_d2.interruption import deferring, handling, held_back
+from crbp_d2.mistakes import told
+from crbp_d2.weights import UnreadableError, read_checkpoint, said
 
-from .checkpoint import Checkpointer
+from .checkpoint import FINAL, Checkpointer
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
+from .stopping import EvaluateTrained, StopWhenAsked, evaluated
 
 logger = logging.getLogger(__name__)
 
@@ -69,15 +72,6 @@ def share_buffers(model: torch.nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
-
-
-class EvaluateTrained(EvalHook):
-    """Detectron2's, but for what it does after a failure in the last iteration: there it evaluates
-    the model, which waits for processes that have not failed and train on."""
-
-    def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter:
-            super().after_train()
 
 
 class Trainer(DefaultTrainer):
@@ -190,7 +184,8 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, folder)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, and with a `SEED` random numbers that follow from the iteration.
+        """Detectron2's, with a `SEED` random numbers that follow from the iteration, and an end in
+        order when a signal asks for it.
 
         Raises:
             ConfigurationError: statistics of a norm are asked for that every step uses.
@@ -200,7 +195,7 @@ class Trainer(DefaultTrainer):
 
         def evaluate() -> Mapping[str, Any]:
             share_buffers(self.model)
-            self._last_eval_results = self.test(self.cfg, self.model)
+            self._last_eval_results = evaluated(self)
             return self._last_eval_results
 
         hooks: list[HookBase] = [
@@ -211,7 +206,7 @@ class Trainer(DefaultTrainer):
         ]
         if self.cfg.SEED >= 0:
             hooks.insert(0, SeedIterations(self.cfg.SEED))
-        return hooks
+        return [*hooks, StopWhenAsked()]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load weights, or with `resume` all of the last checkpoint and its place in the data.
@@ -225,6 +220,12 @@ class Trainer(DefaultTrainer):
                 self.cfg.OUTPUT_DIR,
             )
         super().resume_or_load(resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise ConfigurationError(
+                f"--resume: the processes would go on from iterations {starts}; let all of them "
+                f"read the same files in OUTPUT_DIR {self.cfg.OUTPUT_DIR}"
+            )
         if is_resumable(self.data_loader):
             seek(self.data_loader, self.start_iter)
 
@@ -241,20 +242,76 @@ class Trainer(DefaultTrainer):
                 raise ConfigurationError(
                     "the checkpoint was written without SOLVER.AMP.ENABLED: resume without it"
                 )
+            if type(state_dict["iteration"]) is not int or state_dict["iteration"] < 0:
+                raise ValueError(f"iteration {state_dict['iteration']!r}")
             require_same_kind(stored["optimizer"], self.optimizer)
             kept = kept_settings(stored["optimizer"], self.optimizer)
             super().load_state_dict(state_dict)
         except ConfigurationError as error:
             raise ConfigurationError(f"--resume: {error}") from error
         # Of whatever form the file is.
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"--resume: the checkpoint holds no state of such a training ({said(error)})"
             ) from error
         if kept:
             logger.warning("The resumed training keeps %s of its checkpoint", ", ".join(kept))
 
+    def run_step(self) -> None:
+        """An iteration. The data workers that the first one starts get no signals: the training
+        ends them when it has ended in order."""
+        if self.iter > self.start_iter:
+            super().run_step()
+            return
+        with held_back():
+            super().run_step()
+
     def train(self) -> Mapping[str, Any]:
-        """Train to the last iteration; the results of the evaluation that ends it."""
-        super().train()
+        """Train to the last iteration; the results of the evaluation that ends it.
+
+        A signal (Ctrl-C, SIGTERM) lets it write a checkpoint and end after the iteration.
+
+        Raises:
+            Interrupted: a signal came.
+            OSError: what is logged or saved can't be written.
+        """
+        loop = logging.getLogger(TrainerBase.__module__)
+        loop.addFilter(_without_traceback)
+        try:
+            with handling(), deferring():
+                if self.start_iter >= self.max_iter and not self._is_final_whole():
+                    self.checkpointer.save(FINAL, iteration=self.iter)
+                super().train()
+        except OSError as error:
+            if error.filename is not None or error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, self.cfg.OUTPUT_DIR) from error
+        finally:
+            loop.removeFilter(_without_traceback)
+        if not self._is_final_whole():
+            raise ConfigurationError(
+                f"{self._final}: can't be read back, or is of another training; is the disk sound, "
+                "and does nobody else write there? --resume writes it anew"
+            )
         return self._last_eval_results
+
+    @property
+    def _final(self) -> str:
+        return os.path.join(self.cfg.OUTPUT_DIR, f"{FINAL}.pth")
+
+    def _is_final_whole(self) -> bool:
+        """Whether the file of the trained model can be read and is of the last iteration."""
+        if not comm.is_main_process():
+            return True
+        try:
+            stored = read_checkpoint(self._final)
+        except UnreadableError as error:
+            logger.warning("%s: %s", self._final, error)
+            return False
+        return bool(stored.get("iteration") == max(self.start_iter, self.max_iter) - 1)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Leaves failures that a line tells to the end of the program, which says it."""
+    failure = record.exc_info[1] if record.exc_info else None
+    return failure is None or not told(failure)

@@ -18,6 +18,10 @@ from crbp_d2.core import ConfigurationError
 from .arrays import load_arrays
 
 
+class UnreadableError(ConfigurationError):
+    """A checkpoint that is missing, damaged or none."""
+
+
 def read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint with the weights in `model`; nothing that the file holds is run.
 
@@ -30,11 +34,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         under other names than the model's have `matching_heuristics`, as in Detectron2.
 
     Raises:
-        ConfigurationError: there is no such file, it can't be read, or it holds anything but
-            tensors, arrays, numbers and names.
+        UnreadableError: there is no such file, it can't be read, or it holds no weights.
+        ConfigurationError: it holds anything but tensors, arrays, numbers and names.
     """
     if not os.path.isfile(path):
-        raise ConfigurationError("no such file; check the path")
+        raise UnreadableError("no such file; check the path")
     read = load_arrays if path.endswith(".pkl") else _load_tensors
     try:
         stored = read(path)
@@ -45,13 +49,15 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ) from error
     # What is raised depends on the format and on what is broken.
     except Exception as error:
-        raise ConfigurationError(f"can't be read as a checkpoint ({said(error)})") from error
+        raise UnreadableError(
+            f"can't be read as a checkpoint ({said(error)}); take another one"
+        ) from error
     if not isinstance(stored, dict):
-        raise ConfigurationError(f"holds a {type(stored).__name__}, no weights by their names")
+        raise UnreadableError(f"holds a {type(stored).__name__}, no weights by their names")
     checkpoint = _converted(stored, path)
     weights = checkpoint["model"]
     if not isinstance(weights, dict) or not weights or not all(map(_is_weight, weights.items())):
-        raise ConfigurationError("holds something else than weights by their names")
+        raise UnreadableError("holds something else than weights by their names")
     return checkpoint
 
 
@@ -63,6 +69,10 @@ def _load_tensors(path: str) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(os.path.basename(name) == "constants.pkl" for name in archive.namelist()):
                 raise ConfigurationError("it is a TorchScript program")
+            # PyTorch loads what a damaged disk made of a weight.
+            damaged = archive.testzip()
+            if damaged:
+                raise zipfile.BadZipFile(f"it is damaged: the checksum of {damaged} is wrong")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

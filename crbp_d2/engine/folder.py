@@ -1,0 +1,116 @@
+"""The folder of a training: one writes there at a time, after what earlier ones have left."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from crbp_d2.core import ConfigurationError
+from crbp_d2.weights import remove_parts, write_synced
+
+from .checkpoint import EARLIER, TAG, saved_in
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".training.lock"
+METRICS = "metrics.json"
+_held: dict[str, IO[str]] = {}
+
+
+def claim(folder: str | Path) -> None:
+    """Keep other processes from training in a folder, until `release` or the end of this one,
+    whatever ends it. Processes that it starts don't hold it.
+
+    Args:
+        folder: made if it is missing.
+
+    Raises:
+        ConfigurationError: another process trains there.
+        OSError: it can't be made or written to.
+    """
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(os.path.realpath(folder), LOCK)
+    if path in _held:
+        return
+    file = open(path, "a+")  # noqa: SIM115  it is closed when the folder is released
+    try:
+        # One of the process, unlike flock's, which data workers would inherit.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        holder = file.read(200).strip() or "another process"
+        file.close()
+        raise ConfigurationError(
+            f"OUTPUT_DIR {folder}: {holder} trains there; wait for it, end it, or choose another "
+            "OUTPUT_DIR"
+        ) from error
+    except OSError as error:
+        logger.warning(
+            "%s knows no locks (%s): start one training there at a time", folder, error.strerror
+        )
+    _held[path] = file
+    # Only for the message above; on a full disk something of more weight will fail.
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    remove_parts(folder)
+
+
+def release(folder: str | Path) -> None:
+    """Let others train in a folder that was claimed."""
+    file = _held.pop(os.path.join(os.path.realpath(folder), LOCK), None)
+    if file is not None:
+        file.close()
+
+
+def mark_earlier(folder: str | Path) -> None:
+    """Note that what is tagged in a folder as the last checkpoint is none of the training that
+    begins; its own first one removes the note."""
+    if os.path.exists(os.path.join(folder, TAG)):
+        write_synced(os.path.join(folder, EARLIER), b"")
+
+
+def is_of_earlier(folder: str | Path) -> bool:
+    """Whether the training that began in a folder has left no checkpoint there yet."""
+    tagged = os.path.exists(os.path.join(folder, TAG))
+    return not tagged or os.path.exists(os.path.join(folder, EARLIER))
+
+
+def begin_anew(folder: str | Path) -> None:
+    """Tell of the checkpoints that an earlier training has left, and set what it logged aside."""
+    left = saved_in(folder)
+    if left:
+        logger.warning(
+            "%s holds %s of an earlier training, the newest %s: this one starts from zero, and "
+            "writes over those of the same name. To go on with the earlier one use --resume, to "
+            "keep it another OUTPUT_DIR",
+            folder,
+            "a checkpoint" if len(left) == 1 else f"{len(left)} checkpoints",
+            left[0].name,
+        )
+    metrics = Path(folder) / METRICS
+    if metrics.is_file() and metrics.stat().st_size:
+        number = 1
+        while (aside := metrics.with_suffix(f".{number}.json")).exists():
+            number += 1
+        # The trainer may have opened it already.
+        write_synced(aside, metrics.read_bytes())
+        os.truncate(metrics, 0)
+        logger.warning("what an earlier training logged to %s is now in %s", metrics, aside.name)
+
+
+def end_cut_line(folder: str | Path) -> None:
+    """Let the log of a training that was killed go on in a line of its own."""
+    path = Path(folder) / METRICS
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with open(path, "rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")

@@ -1,0 +1,78 @@
+"""Hooks about the end of a training: by itself, or because a signal asks for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.engine import EvalHook, HookBase
+from detectron2.utils import comm
+
+from crbp_d2.interruption import Interrupted, asked, at_once
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluateTrained(EvalHook):
+    """Detectron2's, but for what it does after a failure in the last iteration: there it evaluates
+    the model, which waits for processes that have not failed and train on."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+
+
+class StopWhenAsked(HookBase):
+    """Ends a training after the iteration in which a signal came to one of its processes, with a
+    checkpoint. To be the last of the hooks.
+
+    Raises:
+        Interrupted: in all processes, after the same iteration.
+    """
+
+    def after_step(self) -> None:
+        # An iteration is not left before all know: none would wait for one that has ended.
+        number = max(comm.all_gather(asked()))
+        if not number:
+            return
+        trainer = self.trainer
+        name = f"model_{trainer.iter:07d}"
+        if comm.is_main_process() and trainer.iter + 1 < trainer.max_iter:
+            trainer.checkpointer.save(name, iteration=trainer.iter)
+        end = Interrupted(
+            number,
+            f"stopped after {trainer.iter + 1} of {trainer.max_iter} iterations; the same command "
+            f"with --resume goes on, from {trainer.cfg.OUTPUT_DIR}",
+        )
+        logger.warning(end.line)
+        comm.synchronize()
+        raise end
+
+
+def evaluated(trainer: Any) -> Mapping[str, Any]:
+    """The results of an evaluation in or after a training, which a signal cuts short.
+
+    Within a training of several processes it doesn't, as each waits for the others.
+
+    Returns:
+        Nothing, of one that was cut short within a training: `StopWhenAsked` ends that.
+
+    Raises:
+        Interrupted: it was cut short after the training.
+    """
+    within = trainer.iter < trainer.max_iter
+    if within and comm.get_world_size() > 1:
+        return trainer.test(trainer.cfg, trainer.model)
+    try:
+        with at_once():
+            return trainer.test(trainer.cfg, trainer.model)
+    # The signal may have ended a data worker, which PyTorch then reports.
+    except (Interrupted, RuntimeError) as error:
+        if not asked():
+            raise
+        if within:
+            return {}
+        raise Interrupted(
+            asked(), "the training has ended; the same command with --resume evaluates the model"
+        ) from error

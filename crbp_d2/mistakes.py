@@ -1,0 +1,37 @@
+"""Failures that one line tells: mistakes in what is given, what the operating system refuses."""
+
+from __future__ import annotations
+
+from crbp_d2.core import ConfigurationError
+from crbp_d2.data import DatasetError
+from crbp_d2.data.files import explained
+
+def told(error: BaseException) -> str:
+    """What a user is told of a failure; empty of one that needs a traceback, as a fault of the
+    program.
+
+    Args:
+        error: a mistake's message stays as it is. The operating system's errors get a cure, others
+            become one line.
+    """
+    if isinstance(error, (ConfigurationError, DatasetError)):
+        return str(error)
+    if isinstance(error, OSError):
+        return _of_system(error)
+    # Losses and states, of Detectron2 and of this project.
+    if isinstance(error, FloatingPointError):
+        return _line(error)
+    if isinstance(error, RecursionError):
+        return f"What was given is nested too deep ({_line(error)}); flatten it"
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "A path holds the character NUL, which no file's name can have; leave it out"
+    return ""
+
+
+def _of_system(error: OSError) -> str:
+    # A data worker's error comes with its traceback for a message.
+    return explained(error) if error.strerror else _line(error).rpartition("Error: ")[2]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
