@@ -100,7 +100,7 @@ def at_once() -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Lets signals wait to the end of the block; forever in the processes that it starts."""
+    """Lets signals wait to the end of the block; for good in processes that it starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

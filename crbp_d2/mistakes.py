@@ -21,6 +21,9 @@ def told(error: BaseException) -> str:
     # Losses and states, of Detectron2 and of this project.
     if isinstance(error, FloatingPointError):
         return _line(error)
+    memory = "allocate memory" in str(error) or "out of memory" in str(error)
+    if isinstance(error, MemoryError) or (memory and isinstance(error, RuntimeError)):
+        return f"Not enough memory ({_line(error)[:200]}); choose a smaller model or batch"
     if isinstance(error, RecursionError):
         return f"What was given is nested too deep ({_line(error)}); flatten it"
     if isinstance(error, ValueError) and "embedded null" in str(error):

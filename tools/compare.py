@@ -27,7 +27,6 @@ and mask heads on data of your own:
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -59,8 +58,6 @@ def main() -> None:
         "--opts", metavar="KEY VALUE", nargs="+", default=[], help="on top of all arms"
     )
     arguments = parser.parse_args()
-    # As Ctrl-C: trainings end with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     output = arguments.output or Path("outputs") / arguments.file.stem
     found: list[Outcome] = []
     failed: list[Failed] = []

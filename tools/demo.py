@@ -49,6 +49,7 @@ from crbp_d2.analysis.images import (
 )
 from crbp_d2.analysis.predictions import write_claim_picture, write_panoptic_picture
 from crbp_d2.analysis.runs import Run
+from crbp_d2.config import require_few_steps
 from crbp_d2.core import ConfigurationError
 from crbp_d2.launch import run_alone
 
@@ -85,6 +86,7 @@ def main() -> None:
     try:
         at_least_one("--count", arguments.count)
         at_least_one("--steps", arguments.steps)
+        require_few_steps("--steps", arguments.steps or 0)
         paths = find_images(arguments.input or ())
         runs = load_predictors(
             arguments.runs, arguments.opts, data_set=arguments.dataset, needs_data=not paths

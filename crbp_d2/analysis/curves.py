@@ -145,10 +145,17 @@ def read_metrics(path: Path) -> dict[str, Series]:
 
     A resumed run repeats iterations: of each the last line counts. A line that was cut when a run
     was killed is left out with a warning; what the resumed run wrote behind it is kept.
+
+    Raises:
+        ConfigurationError: it is no text, or a value in it no number.
     """
-    lines: dict[int, dict[str, Any]] = {}
+    lines: dict[int, dict[str, float]] = {}
     cut = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: no text ({error.reason}); remove it") from error
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         # The objects are flat, so the last brace opens the last of them.
@@ -156,20 +163,37 @@ def read_metrics(path: Path) -> dict[str, Series]:
         if _parsed(line) is None:
             cut.append(str(number))
         if whole is not None:
-            lines[int(whole.pop("iteration"))] = whole
+            lines.update([_numbers(whole, f"{path}, line {number}")])
     if cut:
         logger.warning("%s: left out what was cut in line %s", path, ", ".join(cut))
     metrics: dict[str, Series] = {}
     for iteration in sorted(lines):
         for key, value in lines[iteration].items():
-            metrics.setdefault(key, {})[iteration] = float(value)
+            metrics.setdefault(key, {})[iteration] = value
     return metrics
+
+
+def _numbers(content: dict[str, Any], place: str) -> tuple[int, dict[str, float]]:
+    """The iteration of a line, and its values."""
+    for key, value in content.items():
+        whole = key == "iteration"
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            kind = "whole number" if whole else "number"
+            raise ConfigurationError(f"{place}: {key} is {value!r}, no {kind}; remove the line")
+    iteration = content.pop("iteration")
+    try:
+        return iteration, {key: float(value) for key, value in content.items()}
+    except OverflowError as error:
+        raise ConfigurationError(
+            f"{place}: a number is larger than any float; remove the line"
+        ) from error
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         content = json.loads(line)
-    except json.JSONDecodeError:
+    # Of no JSON, of a number with more digits than Python reads, and of deep brackets.
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and "iteration" in content else None
 

@@ -18,6 +18,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from crbp_d2.analysis.instances import InstanceEvaluator, instance_scores
 from crbp_d2.analysis.outputs import Batch, find_recurrence, outputs_at
+from crbp_d2.config import require_few_steps
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.storage import write_whole
@@ -258,7 +259,7 @@ def parse_steps(text: str, trained: int) -> list[int]:
     """Steps from a list such as `1-30`, `N,2N,4N` or `6,12,N/2`, with `N` the trained number.
 
     Raises:
-        ConfigurationError: another form, or a step below 1.
+        ConfigurationError: another form, a step below 1, or above `MOST_STEPS`.
     """
     steps: set[int] = set()
     for part in text.replace(" ", "").split(","):
@@ -269,6 +270,7 @@ def parse_steps(text: str, trained: int) -> list[int]:
         elif first.isdecimal() and (last.isdecimal() or part == first):
             if int(last or first) < int(first):
                 raise ConfigurationError(f"--steps: {part!r} ends before it begins")
+            require_few_steps("--steps", int(last or first))
             steps.update(range(int(first), int(last or first) + 1))
         else:
             raise ConfigurationError(
@@ -277,6 +279,7 @@ def parse_steps(text: str, trained: int) -> list[int]:
             )
     if not steps or min(steps) < 1:
         raise ConfigurationError(f"--steps {text}: steps must be at least 1")
+    require_few_steps("--steps", max(steps))
     return sorted(steps)
 
 

@@ -15,6 +15,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from crbp_d2.config.defaults import COMMON, add_crbp_config, options_of
+from crbp_d2.config.limits import require_limits
 from crbp_d2.core import (
     ADJOINTS,
     CELLS,
@@ -40,7 +41,8 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     it are refused when the model is built.
 
     Raises:
-        ConfigurationError: there is no such file, it can't be read, or a key or value can't be.
+        ConfigurationError: there is no such file, it can't be read, or a key or value can't be, as
+            more steps than `MOST_STEPS`.
     """
     if not os.path.isfile(config_file):
         raise ConfigurationError(
@@ -56,6 +58,7 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     with _naming("KEY VALUE on the command line", cfg):
         cfg.merge_from_list(list(overrides))
     _require_values(cfg)
+    require_limits(cfg.CRBP)
     _leave_out_options_of_others(cfg, overrides[::2])
     cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS or ""
     return cfg
@@ -70,7 +73,7 @@ def _leave_out_options_of_others(cfg: CfgNode, given: Sequence[str]) -> None:
         try:
             preset = parse_algorithm(node.ALGORITHM)
             usual = {"SOLVER": preset.solver, "ADJOINT": preset.adjoint}.get(part, {})
-            options = registries[part].options(name or usual["name"])
+            options = registries[part].options(name or usual.get("name", ""))
         except ConfigurationError:
             continue  # of an unknown name; building the model says so
         if not {"CRBP.ALGORITHM", f"CRBP.{part}.NAME"} & set(given):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from detectron2.engine import EvalHook, HookBase
 from detectron2.utils import comm
 
-from crbp_d2.interruption import Interrupted, asked, at_once
+from crbp_d2.interruption import Interrupted, asked, at_once, held_back
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,16 @@ class StopWhenAsked(HookBase):
         logger.warning(end.line)
         comm.synchronize()
         raise end
+
+
+def batches(loader: Iterable[Any]) -> Generator[Any, None, None]:
+    """The batches of a loader; closed, it ends the data workers, which nobody else can: a signal to
+    all processes would leave the last iteration without data."""
+    iterator = iter(loader)
+    with held_back():
+        first = next(iterator)
+    yield first
+    yield from iterator
 
 
 def evaluated(trainer: Any) -> Mapping[str, Any]:

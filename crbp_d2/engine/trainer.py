@@ -30,14 +30,14 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
 from crbp_d2.evaluation import build_evaluator
-from crbp_d2.interruption import deferring, handling, held_back
+from crbp_d2.interruption import deferring, handling
 from crbp_d2.mistakes import told
 from crbp_d2.weights import UnreadableError, read_checkpoint, said
 
 from .checkpoint import FINAL, Checkpointer
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
-from .stopping import EvaluateTrained, StopWhenAsked, evaluated
+from .stopping import EvaluateTrained, StopWhenAsked, batches, evaluated
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,8 @@ class Trainer(DefaultTrainer):
         devices = [torch.cuda.current_device()] if device.type == "cuda" else None
         model = create_ddp_model(model, device_ids=devices, **{_BUFFERS: False})
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = kind(model, data_loader, optimizer)
+        self._loader, self._batches = data_loader, batches(data_loader)
+        self._trainer = kind(model, self._batches, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -226,8 +227,8 @@ class Trainer(DefaultTrainer):
                 f"--resume: the processes would go on from iterations {starts}; let all of them "
                 f"read the same files in OUTPUT_DIR {self.cfg.OUTPUT_DIR}"
             )
-        if is_resumable(self.data_loader):
-            seek(self.data_loader, self.start_iter)
+        if is_resumable(self._loader):
+            seek(self._loader, self.start_iter)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over optimizer, schedule and iteration of a checkpoint.
@@ -257,15 +258,6 @@ class Trainer(DefaultTrainer):
         if kept:
             logger.warning("The resumed training keeps %s of its checkpoint", ", ".join(kept))
 
-    def run_step(self) -> None:
-        """An iteration. The data workers that the first one starts get no signals: the training
-        ends them when it has ended in order."""
-        if self.iter > self.start_iter:
-            super().run_step()
-            return
-        with held_back():
-            super().run_step()
-
     def train(self) -> Mapping[str, Any]:
         """Train to the last iteration; the results of the evaluation that ends it.
 
@@ -287,6 +279,7 @@ class Trainer(DefaultTrainer):
                 raise
             raise OSError(error.errno, error.strerror, self.cfg.OUTPUT_DIR) from error
         finally:
+            self._batches.close()
             loop.removeFilter(_without_traceback)
         if not self._is_final_whole():
             raise ConfigurationError(
