@@ -20,6 +20,8 @@ class EvaluateTrained(EvalHook):
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:
+            # Detectron2 counts one too many where a resumed training had none left to train.
+            self.trainer.storage.iter = max(self.trainer.start_iter, self.trainer.max_iter)
             super().after_train()
 
 
