@@ -6,6 +6,7 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError
 from crbp_d2.data.files import explained
 
+
 def told(error: BaseException) -> str:
     """What a user is told of a failure; empty of one that needs a traceback, as a fault of the
     program.
