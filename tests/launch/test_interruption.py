@@ -59,8 +59,8 @@ def test_a_second_signal_ends_a_process_at_once():
     [
         (ConfigurationError("a: cure"), "a: cure"),
         (NonFiniteError("the state\nis not finite"), "the state is not finite"),
-        (OSError(28, "No space left on device", "/a"), "/a: No space left on device; free some"),
-        (OSError(40, "Too many levels", "/a"), "/a: Too many levels; mend the links"),
+        (OSError(28, "No space left on device", "/a"), "/a: No space left on device; make room"),
+        (OSError(40, "Too many levels", "/a"), "/a: Too many levels; links lead in a circle"),
         (ValueError("embedded null byte"), "A path holds the character NUL"),
         (RecursionError("maximum depth"), "nested too deep"),
     ],
