@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test test-fast test-detectron2 docs lint format clean
+.PHONY: help install demo train test test-fast test-faults test-detectron2 docs lint format clean
 
 # PYTHON= names the interpreter of an environment to use. Without it everything goes into .venv,
 # which BASE_PYTHON makes.
@@ -23,6 +23,7 @@ help:
 	@echo "make train    the main job on the embedded data set; results in outputs/shapes_settling"
 	@echo "make test     the tests, two at a time; JOBS=8 for eight"
 	@echo "make test-fast  those that take two minutes together"
+	@echo "make test-faults  some hundred kills and damaged files, and a long run; half an hour"
 	@echo "make test-detectron2 DETECTRON2=FOLDER  those that Detectron2 can change, with the copy of it"
 	@echo "              in FOLDER/detectron2 before the installed one"
 	@echo "make docs     the documentation as a site: docs/_build/html"
@@ -57,13 +58,17 @@ train: install
 # to make.
 JOBS ?= 2
 pytest := -m pytest -n $(JOBS) --dist loadfile
-test test-fast test-detectron2: export OMP_NUM_THREADS = 1
+test test-fast test-faults test-detectron2: export OMP_NUM_THREADS = 1
 
 test: install
-	"$(run)" $(pytest) tests
+	"$(run)" $(pytest) -m "not faults" tests
 
 test-fast: install
-	"$(run)" $(pytest) -m "not slow" tests
+	"$(run)" $(pytest) -m "not slow and not faults" tests
+
+# What docs/promises.md says, by some hundred kills and damaged files, and a run of 5,000 iterations.
+test-faults: install
+	"$(run)" $(pytest) -m faults tests/faults
 
 # Left out are the core, which does not know Detectron2, tools that only start models of which others
 # are tested here, and command lines that end before they have one.

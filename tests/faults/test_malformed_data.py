@@ -170,7 +170,7 @@ def test_some_malformed_data_are_refused_in_words(tmp_path: Path) -> None:
     assert counts["one line"] > counts["accepted"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_many_malformed_data_are_refused_in_words(tmp_path: Path) -> None:
     counts = count_outcomes(tmp_path, INPUTS)
     assert sum(counts.values()) == INPUTS

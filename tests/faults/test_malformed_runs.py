@@ -164,7 +164,7 @@ def test_damaged_files_are_told_in_a_line_or_taken_as_documented(trained, tmp_pa
     assert found.total() == FAST and sum(found[f"{kind}: line"] for kind in KINDS) >= 3
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_so_are_many_more(trained, tmp_path, record_property):
     found = fuzz(trained, tmp_path, SLOW)
     record_property("counts", dict(found))

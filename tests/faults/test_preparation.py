@@ -143,7 +143,7 @@ def test_a_killed_preparation_is_repeated_at_once(
         assert kill_and_repeat(kind, data, tmp_path / number.name, number, moment) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_preparation_killed_at_any_moment_is_repeated_at_once(
     uninterrupted: tuple[Kind, float, dict[str, bytes]], data: Path, tmp_path: Path
 ) -> None:

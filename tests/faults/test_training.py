@@ -86,13 +86,13 @@ def test_a_killed_training_resumes_to_the_same_model(aim, sent, tmp_path, uninte
     kill_and_resume(tmp_path / "run", AIMED[aim], sent, options_of(aim), uninterrupted)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(("aim", "sent"), SLOW)
 def test_so_it_does_whatever_it_was_writing(aim, sent, tmp_path, uninterrupted):
     kill_and_resume(tmp_path / "run", AIMED[aim], sent, options_of(aim), uninterrupted)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("number", range(RANDOM))
 def test_so_it_does_whenever_it_was_killed(number, tmp_path, uninterrupted):
     chance = random.Random(SEED + number)
@@ -120,7 +120,7 @@ class _Watch(HookBase):
             self.seen.append((memory, files, threading.active_count()))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_long_training_holds_no_more_at_its_end_than_at_its_beginning(tmp_path):
     options = ("SOLVER.MAX_ITER", SOAK, "SOLVER.CHECKPOINT_PERIOD", SOAK // 10)
     trainer = trainer_of(tmp_path, *options, "CRBP.SOLVER.STEPS", 1)
