@@ -77,9 +77,10 @@ def test_a_fault_of_the_program_keeps_its_traceback():
         raise ValueError("a fault")
 
 
-def start(folder: Path, *command: object) -> subprocess.Popen[str]:
+def start(folder: Path, *command: object, iterations: int) -> subprocess.Popen[str]:
     words = [*command, "--config-file", QUICK, *TINY, "DATASETS.TEST", "()", "OUTPUT_DIR", folder]
     words += ["SOLVER.CHECKPOINT_PERIOD", 5, "DATALOADER.NUM_WORKERS", 0]
+    words += ["SOLVER.MAX_ITER", iterations]
     environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *map(str, words)],
@@ -101,7 +102,7 @@ def wait_for(path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_stop_after_the_same_iteration_and_go_on(tmp_path):
     run, options = tmp_path / "run", ("--num-gpus", 2, "--dist-url", "auto")
-    process = start(run, TRAIN, *options, "SOLVER.MAX_ITER", 100_000)
+    process = start(run, TRAIN, *options, iterations=9_000)
     wait_for(run / "model_0000004.pth")
     # To the one alone that has started them.
     process.send_signal(signal.SIGTERM)
@@ -110,7 +111,7 @@ def test_two_processes_stop_after_the_same_iteration_and_go_on(tmp_path):
     assert "Traceback" not in errors
     last = (run / "last_checkpoint").read_text()
     stopped = int(re.findall(r"\d+", last)[0]) + 1
-    process = start(run, TRAIN, "--resume", *options, "SOLVER.MAX_ITER", stopped + 1)
+    process = start(run, TRAIN, "--resume", *options, iterations=stopped + 1)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert f"Starting training from iteration {stopped}" in (run / "log.txt").read_text()
@@ -119,7 +120,7 @@ def test_two_processes_stop_after_the_same_iteration_and_go_on(tmp_path):
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_whose_process_was_killed_where_it_was(tmp_path):
     run = tmp_path / "run"
-    process = start(run, *TORCHRUN, "--max-restarts", 1, TRAIN, "SOLVER.MAX_ITER", 300)
+    process = start(run, *TORCHRUN, "--max-restarts", 1, TRAIN, iterations=300)
     wait_for(run / "model_0000004.pth")
     listed = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
