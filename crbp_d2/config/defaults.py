@@ -78,8 +78,7 @@ def add_crbp_config(cfg: CfgNode) -> None:
     penalty = node.PENALTY = CfgNode(new_allowed=True)
     # Compute penalties on this many samples (RoIs), to save memory and time; 0 for all.
     penalty.SAMPLES = 0
-    # Which ones: random, or moving for those whose state changed most in the last step. A spectral
-    # penalty on a few of these is enough to make all settle.
+    # Which ones: random, or moving for those whose state changed most in the last step.
     penalty.CHOICE = "random"
     # Factor on the weights of all penalties but the Lipschitz coefficient penalty over training:
     # ((iteration, factor), ...), linear between the points. ((1000, 0.0), (2000, 1.0)) learns first

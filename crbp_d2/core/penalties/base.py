@@ -79,8 +79,7 @@ class Penalty(ABC):
         max_samples: compute it on this many samples, on a graph of their own (memory); `None` for
             all samples, on the graph that is there already.
         choice: of those: `random`, or `moving` for the ones whose state changed most in the last
-            step, by `relative_residual`. A few samples that don't settle are seldom drawn, and are
-            the ones to be penalised.
+            step, by `relative_residual`.
         name: key of the value among losses and diagnostics; that of the class if empty.
     """
 
