@@ -23,7 +23,7 @@ help:
 	@echo "make train    the main job on the embedded data set; results in outputs/shapes_settling"
 	@echo "make test     the tests, two at a time; JOBS=8 for eight"
 	@echo "make test-fast  those that take two minutes together"
-	@echo "make test-faults  some hundred kills and damaged files, and a long run; half an hour"
+	@echo "make test-faults  many kills and damaged files, and a long run; half an hour"
 	@echo "make test-detectron2 DETECTRON2=FOLDER  those that Detectron2 can change, with the copy of it"
 	@echo "              in FOLDER/detectron2 before the installed one"
 	@echo "make docs     the documentation as a site: docs/_build/html"
@@ -66,7 +66,7 @@ test: install
 test-fast: install
 	"$(run)" $(pytest) -m "not slow and not faults" tests
 
-# What docs/promises.md says, by some hundred kills and damaged files, and a run of 5,000 iterations.
+# What docs/promises.md says, by many kills and damaged files, and a run of 5,000 iterations.
 test-faults: install
 	"$(run)" $(pytest) -m faults tests/faults
 

@@ -173,8 +173,8 @@ def check_keys(cfg: CfgNode, *, eval_only: bool) -> None:
             logger.warning("%s %s has no effect: %s", rule.key, value, rule.reason)
     if not eval_only and cfg.SOLVER.CHECKPOINT_PERIOD >= cfg.SOLVER.MAX_ITER:
         logger.warning(
-            "SOLVER.CHECKPOINT_PERIOD %s: no checkpoint before the end, at SOLVER.MAX_ITER %s, so "
-            "--resume would start anew",
+            "SOLVER.CHECKPOINT_PERIOD %s: no checkpoint before the end, at SOLVER.MAX_ITER %s, but "
+            "at a signal: killed, the training would start anew",
             cfg.SOLVER.CHECKPOINT_PERIOD,
             cfg.SOLVER.MAX_ITER,
         )
