@@ -68,14 +68,14 @@ test-fast: install
 
 # What docs/promises.md says, by many kills and damaged files, and a run of 5,000 iterations.
 test-faults: install
-	"$(run)" $(pytest) -m faults tests/faults
+	"$(run)" $(pytest) -m faults tests/faults tests/launch
 
 # Left out are the core, which does not know Detectron2, tools that only start models of which others
 # are tested here, and command lines that end before they have one.
 test-detectron2: install
 	@test -f "$(DETECTRON2)/detectron2/__init__.py" || \
 	  { echo "make: DETECTRON2=FOLDER must name a folder that holds detectron2/" >&2; exit 1; }
-	PYTHONPATH="$$(cd "$(DETECTRON2)" && pwd)" "$(run)" $(pytest) -p no:cacheprovider \
+	PYTHONPATH="$$(cd "$(DETECTRON2)" && pwd)" "$(run)" $(pytest) -m "not faults" -p no:cacheprovider \
 	  tests/convert tests/data tests/evaluation tests/launch tests/modeling tests/pathfinder \
 	  tests/analysis/test_steps.py tests/analysis/test_predictions.py tests/analysis/test_page.py \
 	  tests/setup/test_detectron2_calls.py tests/setup/test_doctor.py -k "not mistake"

@@ -1,12 +1,11 @@
 """Configurations: the keys of this plugin, and reading them from files and command lines."""
 
 from crbp_d2.config.defaults import add_crbp_config
-from crbp_d2.config.limits import MOST_STEPS, require_few_steps
+from crbp_d2.config.limits import require_few_steps
 from crbp_d2.config.phases import final_node, phases_of
 from crbp_d2.config.reading import keys_of, read_config, value_of
 
 __all__ = [
-    "MOST_STEPS",
     "add_crbp_config",
     "final_node",
     "keys_of",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from detectron2.config import get_cfg
 
-from crbp_d2.config import MOST_STEPS, add_crbp_config, keys_of, read_config
+from crbp_d2.config import add_crbp_config, keys_of, read_config
+from crbp_d2.config.limits import MOST_STEPS
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import set_num_classes
 from crbp_d2.engine import Trainer

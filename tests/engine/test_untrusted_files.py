@@ -83,6 +83,10 @@ BY_CONFIG = {
 }
 BY_RUN = {
     "analyze.py curves": lambda f: [f.run],
+    "analyze.py pack": lambda f: [
+        *(f.run, "--name", "packed", "--output", f.folder, "--about", "one", "--command", "one"),
+        *("--machine", "one"),
+    ],
     "analyze.py page": lambda f: [f.run, "--output", f.folder / "page.html"],
     "analyze.py stability": lambda f: [f.run],
     "analyze.py states": lambda f: [f.run],

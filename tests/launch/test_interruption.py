@@ -99,7 +99,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_two_processes_stop_after_the_same_iteration_and_go_on(tmp_path):
     run, options = tmp_path / "run", ("--num-gpus", 2, "--dist-url", "auto")
     process = start(run, TRAIN, *options, iterations=9_000)
@@ -117,10 +117,10 @@ def test_two_processes_stop_after_the_same_iteration_and_go_on(tmp_path):
     assert f"Starting training from iteration {stopped}" in (run / "log.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_torchrun_restarts_a_run_whose_process_was_killed_where_it_was(tmp_path):
     run = tmp_path / "run"
-    process = start(run, *TORCHRUN, "--max-restarts", 1, TRAIN, iterations=300)
+    process = start(run, *TORCHRUN, "--max-restarts", 3, TRAIN, iterations=300)
     wait_for(run / "model_0000004.pth")
     listed = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
@@ -129,4 +129,5 @@ def test_torchrun_restarts_a_run_whose_process_was_killed_where_it_was(tmp_path)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
     starts = re.findall(r"Starting training from iteration (\d+)", (run / "log.txt").read_text())
-    assert len(starts) == 2 and int(starts[0]) == 0 and int(starts[1]) >= 5
+    # On a busy machine a restart can fail to bring its processes together, and is made again.
+    assert len(starts) >= 2 and int(starts[0]) == 0 and int(starts[-1]) >= 5
