@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from crbp_d2.analysis.arms import distinct_seeds
 from crbp_d2.analysis.commands.arguments import at_least_one, require_folder
-from crbp_d2.analysis.comparison import Outcome, markdown, read_comparison, train_all
+from crbp_d2.analysis.comparison import Outcome, read_comparison, train_all
+from crbp_d2.analysis.comparison_table import markdown
 from crbp_d2.analysis.processes import Failed
 from crbp_d2.data.storage import write_whole
 from crbp_d2.launch import run_alone

@@ -20,11 +20,11 @@ from crbp_d2.analysis.comparison import (
     PANOPTIC_SCORES,
     Comparison,
     Outcome,
-    markdown,
     read_comparison,
     train_all,
     train_one,
 )
+from crbp_d2.analysis.comparison_table import markdown
 from crbp_d2.analysis.processes import Failed, in_processes
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError
