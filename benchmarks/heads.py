@@ -26,6 +26,7 @@ from benchmarks.memory import bytes_saved_by
 from benchmarks.roi_features import RoIs
 from crbp_d2.analysis.arms import Arm, read_arms, read_outcome, read_yaml, require_keys
 from crbp_d2.analysis.outputs import change_since, has_recurrence
+from crbp_d2.analysis.steps import asked_steps
 from crbp_d2.config import final_node, read_config
 from crbp_d2.core import Parts, from_parts, spectral_radius
 from crbp_d2.data.storage import write_json
@@ -198,7 +199,7 @@ def measure_head(head: Any, rois: RoIs, steps: int | None) -> Measured:
             torch.cat([_overlap(head.layers(part.features), part) for part in _parts(rois)])
         ]
         return _scored(overlaps * len(MULTIPLES), rois)
-    wanted = [max(steps // 2, 1), steps, 2 * steps, 4 * steps]
+    wanted = asked_steps(steps)
     found: dict[int, list[Tensor]] = {step: [] for step in wanted}
     changes, radii = [], []
     for part in _parts(rois):

@@ -179,7 +179,7 @@ def read_outcome(
         raise ConfigurationError(
             f"{path}: not the outcome of an arm ({error}); remove it, or name another --output"
         ) from error
-    require_settings(path, settings)
+    _require_same(path, content["settings"], settings)
     return outcome
 
 
@@ -199,6 +199,10 @@ def require_settings(path: Path, settings: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             f"{path}: not of an arm ({error!r}); remove it, or name another --output"
         ) from error
+    _require_same(path, kept, settings)
+
+
+def _require_same(path: Path, kept: Any, settings: Mapping[str, Any]) -> None:
     # As JSON keeps them.
     wanted = json.loads(json.dumps(settings))
     if kept != wanted:

@@ -37,6 +37,7 @@ from crbp_d2.analysis.steps import (
     CONTOUR,
     PANOPTIC,
     Results,
+    asked_steps,
     evaluate_steps,
     scores_of,
     step_evaluators,
@@ -248,7 +249,7 @@ def measure(
     data = comparison.data
     loader = scoring_batches(cfg, data)
     evaluators = step_evaluators(data, tasks=("bbox", "segm"))
-    wanted = _wanted(steps)
+    wanted = asked_steps(steps)
     change: list[float] | None = None
     radius: list[float] | None = None
     if has_recurrence(model):
@@ -268,11 +269,6 @@ def measure(
         of_steps = [{**one, **by_step[step]} for one, step in zip(of_steps, wanted, strict=True)]
     scores = {name: [one[name] for one in of_steps] for name in of_steps[0]}
     return scores, change, radius
-
-
-def _wanted(steps: int) -> list[int]:
-    """T/2, T, 2T and 4T. The first two are the same step where T is 1."""
-    return [max(steps // 2, 1), steps, 2 * steps, 4 * steps]
 
 
 def _has_things(data: str) -> bool:

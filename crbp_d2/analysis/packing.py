@@ -18,7 +18,7 @@ from detectron2.config import CfgNode, get_cfg
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.outputs import Batch, find_recurrence
 from crbp_d2.analysis.runs import Run, load_run
-from crbp_d2.analysis.steps import StepScores, evaluate_steps, step_evaluators
+from crbp_d2.analysis.steps import StepScores, asked_steps, evaluate_steps, step_evaluators
 from crbp_d2.config import add_crbp_config, keys_of, read_config, value_of
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import replacing, write_json, write_whole
@@ -125,8 +125,7 @@ def own_keys(cfg: CfgNode) -> CfgNode:
 
 
 def _evaluate(run: Run, progress: Progress) -> list[StepScores]:
-    trained = run.trained_steps
-    steps = sorted({max(1, trained // 2), trained, 2 * trained, 4 * trained})
+    steps = sorted(set(asked_steps(run.trained_steps)))
     batches = progress(scoring_batches(run.cfg, run.data_set))
     return evaluate_steps(run.model, batches, steps, step_evaluators(run.data_set))
 

@@ -248,6 +248,12 @@ def require_alike(
     return worst
 
 
+def asked_steps(trained: int) -> list[int]:
+    """T/2, T, 2T and 4T of a circuit that was trained for T steps; the first two are the same step
+    where T is 1."""
+    return [max(trained // 2, 1), trained, 2 * trained, 4 * trained]
+
+
 def fresh_copy(evaluator: DatasetEvaluator) -> DatasetEvaluator:
     """A copy without predictions that shares the rest, such as annotations of a gigabyte."""
     fresh = copy.copy(evaluator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
@@ -17,7 +18,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import portalocker
 
@@ -76,23 +77,71 @@ def _spelling(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, also if the machine fails."""
+@contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file that takes the place of `path` if the block succeeds; it is on the disk before
+    it does.
+
+    Args:
+        path: in a folder that exists.
+
+    Raises:
+        OSError: it can't be written; names `path`, which is as it was before.
+    """
     part = part_of(path)
     try:
-        with naming(path), part.open("wb") as file:
-            file.write(content)
+        with open(part, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        failure = _of_system(error)
+        if failure is None:
+            raise
+        raise OSError(failure.errno, failure.strerror, str(path)) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, see `writing_whole`."""
+    with writing_whole(path) as file:
+        file.write(content)
 
 
 def part_of(path: Path) -> Path:
-    """What `write_whole` writes first, which a process that is killed leaves behind."""
+    """What `writing_whole` writes first, which a process that is killed leaves behind."""
     return path.with_name(f".{path.name}.part")
+
+
+def remove_parts(folder: str | Path) -> None:
+    """Remove what a process that was killed had begun to write in a folder; only where no other
+    one writes."""
+    for part in Path(folder).glob(part_of(Path("*")).name):
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _of_system(error: BaseException) -> OSError | None:
+    """The operating system's error, which PyTorch's writer hides behind one of its own."""
+    while not isinstance(error, OSError):
+        before = error.__cause__ or error.__context__
+        if before is None or not isinstance(error, RuntimeError):
+            return None
+        error = before
+    return error
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a power loss may take the new name back. Not all file systems know it.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -17,13 +17,12 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from crbp_d2.core import ConfigurationError
+from crbp_d2.data.storage import write_whole, writing_whole
 from crbp_d2.weights import (
     UnreadableError,
     is_counter,
     read_checkpoint,
     said,
-    write_synced,
-    writing_whole,
 )
 
 logger = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Let the next `--resume` begin at a checkpoint of this name."""
-        write_synced(Path(self.save_dir) / TAG, last_filename_basename.encode())
+        write_whole(Path(self.save_dir) / TAG, last_filename_basename.encode())
         (Path(self.save_dir) / EARLIER).unlink(missing_ok=True)
 
     def get_checkpoint_file(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from crbp_d2.core import ConfigurationError
-from crbp_d2.weights import remove_parts, write_synced
+from crbp_d2.data.storage import remove_parts, write_whole
 
 from .checkpoint import EARLIER, TAG, saved_in
 
@@ -73,7 +73,7 @@ def mark_earlier(folder: str | Path) -> None:
     """Note that what is tagged in a folder as the last checkpoint is none of the training that
     begins; its own first one removes the note."""
     if os.path.exists(os.path.join(folder, TAG)):
-        write_synced(os.path.join(folder, EARLIER), b"")
+        write_whole(Path(folder, EARLIER), b"")
 
 
 def is_of_earlier(folder: str | Path) -> bool:
@@ -100,7 +100,7 @@ def begin_anew(folder: str | Path) -> None:
         while (aside := metrics.with_suffix(f".{number}.json")).exists():
             number += 1
         # The trainer may have opened it already.
-        write_synced(aside, metrics.read_bytes())
+        write_whole(aside, metrics.read_bytes())
         os.truncate(metrics, 0)
         logger.warning("what an earlier training logged to %s is now in %s", metrics, aside.name)
 

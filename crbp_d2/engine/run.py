@@ -22,6 +22,7 @@ from detectron2.utils.logger import setup_logger
 from crbp_d2.config import keys_of, read_config, value_of
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import (
+    DatasetError,
     ensure_prepared,
     register_from_file,
     require_even_batches,
@@ -29,11 +30,11 @@ from crbp_d2.data import (
     require_same_classes,
     set_num_classes,
 )
+from crbp_d2.data.files import absolute
 from crbp_d2.data.loaders import is_pathfinder
-from crbp_d2.data.storage import write_json
+from crbp_d2.data.storage import write_json, write_whole
 from crbp_d2.evaluation.pictures import write_pictures
 from crbp_d2.place import is_restarted
-from crbp_d2.weights import write_synced
 
 from .command_line import KeyValueParser
 from .folder import begin_anew, claim, end_cut_line, is_of_earlier, mark_earlier, release
@@ -131,7 +132,7 @@ def make_paths_absolute(cfg: CfgNode) -> None:
             timm's weights stay as they are.
 
     Raises:
-        ConfigurationError: one begins with `~` and the name of no user.
+        ConfigurationError: one can't be a path, as `~` with the name of no user.
     """
     for node, key in (
         (cfg, "OUTPUT_DIR"),
@@ -141,13 +142,10 @@ def make_paths_absolute(cfg: CfgNode) -> None:
     ):
         path = node[key]
         if path and "://" not in path and path not in ("timm", "package"):
-            expanded = os.path.expanduser(path)
-            if expanded.startswith("~"):
-                raise ConfigurationError(
-                    f"{key} {path}: there is no such user; write the path out, or ./{path} for a "
-                    "file of that name"
-                )
-            node[key] = os.path.abspath(expanded)
+            try:
+                node[key] = os.path.normpath(absolute(path))
+            except DatasetError as error:
+                raise ConfigurationError(f"{key} {error}") from error
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -219,7 +217,7 @@ def save_config(cfg: CfgNode) -> None:
     An evaluation there, and a training that is refused, leave it to the model it belongs to.
     """
     if comm.is_main_process():
-        write_synced(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump().encode())
+        write_whole(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump().encode())
 
 
 def main(args: argparse.Namespace) -> Mapping[str, Any]:

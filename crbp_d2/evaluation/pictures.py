@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from crbp_d2.data.files import save_image
 from crbp_d2.data.loaders import build_test_loader, is_pathfinder
 from crbp_d2.evaluation.colours import ObjectColours
 from crbp_d2.evaluation.drawing import (
@@ -78,7 +79,7 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Pa
         for (record,), _ in tqdm(zip(loader, range(total), strict=False), "pictures", total=total):
             panels = draw(record, answer_as_drawn(model, record))
             path = folder / f"{unused(image_name(record), names)}.png"
-            Image.fromarray(side_by_side(panels)).save(path)
+            save_image(Image.fromarray(side_by_side(panels)), path, "PNG")
             written.append(path)
     finally:
         model.train(was_training)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from crbp_d2.core import ConfigurationError
-from crbp_d2.weights import UnreadableError, read_checkpoint, remove_parts, writing_whole
+from crbp_d2.data.storage import remove_parts, writing_whole
+from crbp_d2.weights import UnreadableError, read_checkpoint
 from tests.engine.runs import train
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..derive import EXIF_ORIENTATION, missing, unreadable
-from ..reading import is_deep, require_whole
+from ..reading import is_deep, open_image, require_whole
 from ..validate import DatasetError
 from .scene import Size
 
@@ -36,7 +36,7 @@ def measured(path: Path) -> tuple[Size, int]:
     if not path.is_file():
         raise DatasetError(missing(path, "add the image, or correct its name in the annotations"))
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.size, image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception as error:  # Pillow raises many kinds for broken files
         raise DatasetError(unreadable(path, error)) from error
@@ -81,7 +81,7 @@ def _read(path: Path, size: Size | None, values: Callable[[Image.Image], npt.NDA
     if not path.is_file():
         raise DatasetError(missing(path, "add it"))
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.format in ("JPEG", "MPO"):
                 raise DatasetError("a JPEG, which doesn't keep values; export it as PNG")
             require_whole(image)

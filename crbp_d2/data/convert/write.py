@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..fields import Json, relative_path, text
+from ..files import save_image
 from ..parallel import ordered_map
 from ..storage import locked, replacing, write_whole
 from ..validate import DatasetError, Problems, check_images, duplicates, read_json
@@ -204,7 +205,7 @@ def _write_png(job: _Job, pair: tuple[Entry, str]) -> _Done:
         return _Done(image, annotation, problem=str(error))
     path = job.pngs / png
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(id2rgb(ids)).save(path)
+    save_image(Image.fromarray(id2rgb(ids)), path, "PNG")
     image["height"], image["width"] = ids.shape
     return _Done(image, {**annotation, "segments_info": tally.segments}, tally)
 
