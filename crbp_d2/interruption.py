@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -58,25 +58,29 @@ def asked() -> int:
 
 
 @contextmanager
-def handling() -> Iterator[None]:
-    """Lets a signal raise `Interrupted`, and a second one end the process; inside another such
-    block, or a thread, as outside of it."""
-    if _state.handled or threading.current_thread() is not threading.main_thread():
+def handling(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
+    """Lets one of the signals raise `Interrupted`, and a second one end the process; inside another
+    such block, or a thread, as outside of it."""
+    if _state.handled or not _in_main_thread():
         yield
         return
-    before = {number: signal.signal(number, _take) for number in SIGNALS}
+    before = {number: signal.signal(number, _take) for number in signals}
     _state.handled, _state.number = True, 0
     try:
         yield
     finally:
-        _state.handled = False
+        _state.handled, _state.number = False, 0
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def deferring() -> Iterator[None]:
-    """Only remembers a signal, see `asked`, to the end of the block, which raises `Interrupted`."""
+    """Only remembers a signal, see `asked`, to the end of the block, which raises `Interrupted`; in
+    the main thread, where signals are handled."""
+    if not _in_main_thread():
+        yield
+        return
     before, _state.deferred = _state.deferred, True
     try:
         yield
@@ -89,6 +93,9 @@ def deferring() -> Iterator[None]:
 @contextmanager
 def at_once() -> Iterator[None]:
     """Inside `deferring`, lets a signal raise `Interrupted` nevertheless, also one that came."""
+    if not _in_main_thread():
+        yield
+        return
     before, _state.deferred = _state.deferred, False
     try:
         if _state.number:
@@ -106,6 +113,10 @@ def held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _take(number: int, frame: FrameType | None) -> None:

@@ -90,29 +90,30 @@ def ending_with_message() -> Iterator[None]:
     without the traceback of this one."""
     # What can't be logged, as on a full disk, would be told with a traceback for every line.
     logging.raiseExceptions = False
-    with handling():
-        try:
-            yield
-        except Interrupted as end:
-            if comm.is_main_process():
-                sys.stderr.write(f"\n{end.line}\n")
-            raise
-        except mp.ProcessExitedException as error:
-            if error.signal_name is None:
-                # It has said why, as in `sys.exit(message)`.
-                sys.exit(error.exit_code)
-            sys.exit(f"\nProcess {error.error_index} was ended by {error.signal_name}")
-        except mp.ProcessRaisedException as error:
-            sys.exit(str(error))
-        except Exception as error:
-            if asked():
-                # As of a data worker that the signal has ended, too.
-                sys.stderr.write(f"\n{Interrupted(asked()).line}\n")
-                sys.exit(128 + asked())
-            line = told(error)
-            if not line:
-                raise
-            sys.exit(f"\n{line}")
+    try:
+        with handling():
+            try:
+                yield
+            except mp.ProcessExitedException as error:
+                if error.signal_name is None:
+                    # It has said why, as in `sys.exit(message)`.
+                    sys.exit(error.exit_code)
+                sys.exit(f"\nProcess {error.error_index} was ended by {error.signal_name}")
+            except mp.ProcessRaisedException as error:
+                sys.exit(str(error))
+            except Exception as error:
+                if asked():
+                    # As of a data worker that the signal has ended, too.
+                    raise Interrupted(asked()) from error
+                line = told(error)
+                if not line:
+                    raise
+                sys.exit(f"\n{line}")
+    # Also one that came after the last line of the block.
+    except Interrupted as end:
+        if comm.is_main_process():
+            sys.stderr.write(f"\n{end.line}\n")
+        raise
 
 
 def run_alone(main: Callable[[], None], environment: Mapping[str, str] = os.environ) -> None:

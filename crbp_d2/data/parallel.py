@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import cv2
 
+from crbp_d2.interruption import deferring
+
 from .processes import live_with_parent
 
 Item = TypeVar("Item")
@@ -74,7 +76,10 @@ def ordered_map(
     try:
         pending: deque[Future[Result]] = deque()
         for item in items:
-            pending.append(pool.submit(function, item))
+            # The first one starts the workers and the thread that ends them: a signal in between
+            # would leave workers that nobody ends.
+            with deferring():
+                pending.append(pool.submit(function, item))
             if len(pending) >= _WINDOW_PER_WORKER * workers:
                 yield pending.popleft().result()
         while pending:
@@ -85,7 +90,8 @@ def ordered_map(
             "runs out; try again with fewer workers (1 works in the calling process)"
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        with deferring():
+            pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:

@@ -9,12 +9,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+
+from crbp_d2.interruption import Interrupted, handling
 
 logger = logging.getLogger(__name__)
-
-# By which shells tell of a SIGTERM.
-_TERMINATED = 128 + signal.SIGTERM
 
 
 @contextmanager
@@ -24,27 +22,17 @@ def orderly_end() -> Iterator[None]:
     Without effect outside the main thread, and where the program handles SIGTERM itself.
 
     Raises:
-        SystemExit: the process was told to end; the code is 143.
+        Interrupted: the process was told to end; the exit code is 143.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, _end)
     try:
-        yield
-    except SystemExit as error:
-        if error.code == _TERMINATED:
-            logger.warning("Ended, as told by SIGTERM. The same call starts again, or goes on")
+        with handling((signal.SIGTERM,)):
+            yield
+    except Interrupted:
+        logger.warning("Ended, as told by SIGTERM. The same call starts again, or goes on")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    # A second one would cut the cleaning up short.
-    signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(_TERMINATED)
 
 
 def live_with_parent() -> None:

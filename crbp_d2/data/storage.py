@@ -22,6 +22,8 @@ from typing import IO, Any, BinaryIO
 
 import portalocker
 
+from crbp_d2.interruption import at_once, deferring
+
 from .files import absolute, naming
 from .processes import orderly_end
 
@@ -230,20 +232,23 @@ def replacing(folder: Path) -> Iterator[Path]:
     are the contents of its files, also if the machine fails. Use it inside `locked(folder)`.
     """
     prefix = f".{folder.name}.making-"
-    # Left by a process that was killed: nobody else can be at work, for we hold the lock.
-    for stale in folder.parent.glob(f"{prefix}*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
-    try:
-        fresh = making / "new"
-        fresh.mkdir()
-        yield fresh
-        _sync(fresh)
-        if folder.exists():
-            os.rename(folder, making / "old")
-        os.rename(fresh, folder)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+    # A signal ends the block, and nothing before or after it half-way.
+    with deferring():
+        # Left by a process that was killed: nobody else can be at work, for we hold the lock.
+        for stale in folder.parent.glob(f"{prefix}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+        try:
+            fresh = making / "new"
+            fresh.mkdir()
+            with at_once():
+                yield fresh
+            _sync(fresh)
+            if folder.exists():
+                os.rename(folder, making / "old")
+            os.rename(fresh, folder)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -18,6 +18,7 @@ from crbp_d2.data.files import explained, naming
 from crbp_d2.data.parallel import ordered_map
 from crbp_d2.data.processes import orderly_end
 from crbp_d2.data.storage import locked, replacing
+from crbp_d2.interruption import Interrupted, handling
 from crbp_d2.launch import run_alone
 from tests.faults.data_faults import is_alive, wait_for
 
@@ -151,6 +152,50 @@ def test_sigterm_cleans_up_and_ends_with_its_code(tmp_path: Path, caplog) -> Non
     assert "as told by SIGTERM" in caplog.text
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["set"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_between_starting_workers_leaves_none_behind(monkeypatch) -> None:
+    started = []
+    start = FORK.Process.start
+
+    def tell(process) -> None:
+        start(process)
+        if not started:
+            os.kill(os.getpid(), signal.SIGTERM)
+        started.append(process)
+
+    monkeypatch.setattr(FORK.Process, "start", tell)
+    with pytest.raises(Interrupted), handling():
+        list(ordered_map(abs, range(50), workers=2))
+    assert len(started) == 2
+    wait_for(lambda: not any(process.is_alive() for process in started), 10)
+
+
+@pytest.mark.parametrize("moment", ["mkdtemp", "rmtree"])
+def test_a_signal_while_a_folder_is_made_or_removed_leaves_none_behind(
+    moment, tmp_path: Path, monkeypatch
+) -> None:
+    module = {"mkdtemp": storage.tempfile, "rmtree": storage.shutil}[moment]
+    usual = getattr(module, moment)
+
+    def tell(*arguments, **options):
+        if moment == "rmtree":
+            os.kill(os.getpid(), signal.SIGTERM)
+        made = usual(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made
+
+    monkeypatch.setattr(module, moment, tell)
+    with pytest.raises(Interrupted), handling(), replacing(tmp_path / "set") as fresh:
+        (fresh / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["set"] * (moment == "rmtree")
+
+
+def test_an_interruption_that_was_seen_to_is_over() -> None:
+    with pytest.raises(Interrupted), handling():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert list(ordered_map(abs, [-1, -2], workers=2)) == [1, 2]
 
 
 def test_what_a_program_does_at_sigterm_stays(tmp_path: Path) -> None:
