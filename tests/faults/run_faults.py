@@ -73,12 +73,18 @@ def _run(words: list[str], said: str, aim: Aim | None, number: int) -> None:
         os.dup2(nowhere.fileno(), 1)
     torch.set_num_threads(1)
     sys.argv = [str(TRAIN), *words]
+    late: list[threading.Timer] = []
     if aim is not None:
-        _take_aim(aim, number)
-    runpy.run_path(str(TRAIN), run_name="__main__")
+        _take_aim(aim, number, late)
+    try:
+        runpy.run_path(str(TRAIN), run_name="__main__")
+    finally:
+        # A moment after the training is none of it: a signal then ends Python itself.
+        for timer in late:
+            timer.cancel()
 
 
-def _take_aim(aim: Aim, number: int) -> None:
+def _take_aim(aim: Aim, number: int, late: list[threading.Timer]) -> None:
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -96,7 +102,8 @@ def _take_aim(aim: Aim, number: int) -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (aim.half, resource.RLIM_INFINITY))
         elif aim.delay:
-            threading.Timer(aim.delay, os.kill, (os.getpid(), number)).start()
+            late.append(threading.Timer(aim.delay, os.kill, (os.getpid(), number)))
+            late[-1].start()
         else:
             os.kill(os.getpid(), number)
 
