@@ -22,6 +22,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 import crbp_d2.modeling  # noqa: F401  registers the recurrent mask head
+from benchmarks.kept import kept
 from benchmarks.memory import bytes_saved_by
 from benchmarks.roi_features import RoIs
 from crbp_d2.analysis.arms import Arm, read_arms, read_outcome, read_yaml, require_keys
@@ -102,16 +103,31 @@ class HeadOutcome:
     parameters: int
 
 
-def train_head(
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head and what its training cost.
+
+    Attributes:
+        head: in evaluation mode.
+        milliseconds, saved_bytes: see `HeadOutcome`.
+    """
+
+    head: nn.Module
+    milliseconds: float
+    saved_bytes: int
+
+
+def trained_head(
     arm: Arm,
     bench: Bench,
     rois: RoIs,
     *,
     num_classes: int,
     seed: int,
+    folder: Path,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
-) -> tuple[nn.Module, float, int]:
-    """A trained head, the median milliseconds of an iteration, and the bytes one step saves.
+) -> TrainedHead:
+    """Train a head; read it from `folder` if that was done before.
 
     Args:
         arm: its config is that of a whole model, of which the mask head is built.
@@ -119,6 +135,7 @@ def train_head(
         rois: to learn from.
         num_classes: of things.
         seed: see `HeadOutcome`.
+        folder: where trained heads are kept.
         progress: wraps the iterations.
     """
     cfg = read_config(str(arm.config), [*arm.opts, "MODEL.WEIGHTS", ""])
@@ -128,6 +145,26 @@ def train_head(
     torch.manual_seed(seed)
     size = rois.features.shape[-1]
     head = build_mask_head(cfg, ShapeSpec(channels=rois.features.shape[1], height=size, width=size))
+    settings = [cfg.dump(), bench.batch, bench.learning_rate, seed, rois.digest()]
+
+    def train() -> dict[str, Any]:
+        milliseconds, saved = _train(head, bench, rois, seed, progress)
+        costs = {"milliseconds": milliseconds, "saved_bytes": saved}
+        return {"model": head.state_dict(), **costs}
+
+    found = kept(folder, "mask_head", settings, train)
+    head.load_state_dict(found["model"])
+    return TrainedHead(head.eval(), found["milliseconds"], found["saved_bytes"])
+
+
+def _train(
+    head: nn.Module,
+    bench: Bench,
+    rois: RoIs,
+    seed: int,
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> tuple[float, int]:
+    """The median milliseconds of an iteration, and the bytes that one step saves."""
     head.train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=bench.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, bench.iterations)
@@ -154,7 +191,7 @@ def train_head(
             optimizer.step()
             schedule.step()
             seconds.append(time.perf_counter() - begin)
-    return head.eval(), 1000 * statistics.median(seconds), saved
+    return 1000 * statistics.median(seconds), saved
 
 
 def _forward(head: nn.Module, rois: RoIs, kept: list[Tensor]) -> None:
@@ -274,16 +311,18 @@ def outcome_of(
     num_classes: int,
     seed: int,
     folder: Path,
+    heads: Path,
     conditions: Mapping[str, Any],
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
 ) -> HeadOutcome:
     """Train and measure one arm with one seed; read from `folder` if that was done before.
 
     Args:
-        arm, bench, num_classes, seed, progress: see `train_head`.
+        arm, bench, num_classes, seed, progress: see `trained_head`.
         rois: to learn from, and to score on.
         conditions: what else tells these RoIs from others.
         folder: of the outcomes.
+        heads: folder where trained heads are kept, as other outcomes may be theirs, too.
 
     Raises:
         ConfigurationError: what the folder holds was trained otherwise.
@@ -298,21 +337,23 @@ def outcome_of(
     if path.is_file():
         return read_outcome(path, HeadOutcome, settings, arm.label)
     learning, scoring = rois
-    head, milliseconds, saved = train_head(
-        arm, bench, learning, num_classes=num_classes, seed=seed, progress=progress
+    trained = trained_head(
+        arm, bench, learning, num_classes=num_classes, seed=seed, folder=heads, progress=progress
     )
-    recurrent = has_recurrence(head)
+    recurrent = has_recurrence(trained.head)
     cfg = read_config(str(arm.config), arm.opts)
     steps = final_node(cfg.CRBP).SOLVER.STEPS if recurrent else None
-    measured = measure_head(head, scoring, steps)
+    # Power iterations start at random.
+    torch.manual_seed(seed)
+    measured = measure_head(trained.head, scoring, steps)
     outcome = HeadOutcome(
         label=arm.label,
         seed=seed,
         settings=settings,
         **asdict(measured),
-        milliseconds=milliseconds,
-        saved_bytes=saved,
-        parameters=sum(p.numel() for p in head.parameters()),
+        milliseconds=trained.milliseconds,
+        saved_bytes=trained.saved_bytes,
+        parameters=sum(p.numel() for p in trained.head.parameters()),
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(outcome))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +19,11 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.kept import kept
 from crbp_d2.analysis.runs import Run
 from crbp_d2.analysis.true_boxes import true_mapper
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import ensure_prepared
-from crbp_d2.data.storage import write_whole
 
 TOUCHING = 2
 """Pixels of the image between objects that touch, at most."""
@@ -55,6 +53,13 @@ class RoIs:
     def select(self, chosen: Tensor) -> RoIs:
         """Some of them, by their indices."""
         return RoIs(**{name: value[chosen] for name, value in vars(self).items()})
+
+    def digest(self) -> str:
+        """Tells them from other RoIs."""
+        found = hashlib.sha256()
+        for value in vars(self).values():
+            found.update(value.contiguous().numpy().data)
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -93,24 +98,19 @@ def cached_rois(
         run, names, how: see `collect_rois`.
         progress: wraps the images as they are read; gets a title, too.
     """
-    weights = Path(run.cfg.MODEL.WEIGHTS)
     settings = [
         *names,
         asdict(how),
         # What can change what the model sees of an image.
         run.cfg.INPUT.dump(),
         run.cfg.MODEL.dump(),
-        weights.stat().st_mtime_ns,
+        Path(run.cfg.MODEL.WEIGHTS).stat().st_mtime_ns,
     ]
-    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-    path = run.folder / f"roi_features_{digest}.pt"
-    if path.is_file():
-        return RoIs(**torch.load(path, weights_only=True))
-    found = collect_rois(run, names, how, progress=progress)
-    content = io.BytesIO()
-    torch.save(vars(found), content)
-    write_whole(path, content.getvalue())
-    return found
+
+    def collect() -> dict[str, Any]:
+        return {"model": vars(collect_rois(run, names, how, progress=progress))}
+
+    return RoIs(**kept(run.folder, "roi_features", settings, collect)["model"])
 
 
 def collect_rois(

@@ -1,9 +1,10 @@
 """Mask heads alone, on the RoI features of a trained model: quality at every step, radius, time.
 
 RUN is a feed-forward panoptic model or Mask R-CNN, whose backbone all heads share. The features of
-its training data and of its first test data set are kept in its folder. ARMS is a YAML file, as
-benchmarks/mask_heads.yaml. What is trained already is not trained again: an interrupted call is
-continued by calling again. Prints a Markdown table and writes it to table.md.
+its training data and of its first test data set, and the trained heads, are kept in its folder.
+ARMS is a YAML file, as benchmarks/mask_heads.yaml. What is trained already is not trained again, to
+be asked otherwise, too: an interrupted call is continued by calling again. Prints a Markdown table
+and writes it to table.md.
 
 Where does recurrence pay? --rois learns from fewer objects, --resolution takes finer features,
 --ask-resolution scores on those of another one than was learned from, and --noise on noisy images.
@@ -100,6 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
             num_classes=found.cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             seed=seed,
             folder=output,
+            heads=found.folder,
             conditions={"taught": asdict(taught), "asked": asdict(asked)},
             progress=partial(tqdm, desc=title),
         )

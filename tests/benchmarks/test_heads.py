@@ -17,7 +17,7 @@ from benchmarks.heads import (
     measure_head,
     outcome_of,
     read_bench,
-    train_head,
+    trained_head,
 )
 from benchmarks.roi_features import (
     TOUCHING,
@@ -81,6 +81,10 @@ def test_features_are_kept_for_the_same_settings_alone(run):
     again = cached_rois(run, [NAME], how)
     assert all(torch.equal(vars(first)[name], vars(again)[name]) for name in vars(first))
     assert set(run.folder.glob("roi_features_*.pt")) == files
+    cut = max(files, key=lambda path: path.stat().st_mtime)
+    cut.write_bytes(cut.read_bytes()[:-100])
+    mended = cached_rois(run, [NAME], how)
+    assert torch.equal(mended.features, first.features)
     assert len(cached_rois(run, [NAME], Collection(per_image=3, seed=3))) > len(first)
     assert len(set(run.folder.glob("roi_features_*.pt"))) == len(files) + 1
     smaller = load_run(str(run.folder), ["INPUT.MIN_SIZE_TEST", 48])
@@ -122,11 +126,12 @@ def test_touching_and_elongated_objects_are_known():
         ("shapes_crbp.yaml", {"CRBP.ALGORITHM": "bptt", "CRBP.SOLVER.STEPS": 3}, True),
     ],
 )
-def test_a_head_learns_what_its_features_show(config, settings, recurrent):
+def test_a_head_learns_what_its_features_show(config, settings, recurrent, tmp_path):
     arm = Arm("one", QUICK / config, {**SMALL, **settings})
     bench = Bench(iterations=150, batch=16, learning_rate=0.01, arms={"one": arm})
-    head, milliseconds, saved = train_head(arm, bench, discs(64, 1), num_classes=2, seed=1)
-    assert milliseconds > 0 and saved > 0 and not head.training
+    trained = trained_head(arm, bench, discs(64, 1), num_classes=2, seed=1, folder=tmp_path)
+    head = trained.head
+    assert trained.milliseconds > 0 and trained.saved_bytes > 0 and not head.training
     steps = head.recurrence.test_steps if recurrent else None
     found = measure_head(head, discs(70, 2), steps)
     assert len(found.iou) == 4 and found.iou[1] > 0.8
@@ -169,7 +174,9 @@ def test_an_arm_is_trained_once_and_other_settings_are_refused(tmp_path):
     arm = Arm("one, small", QUICK / "shapes_crbp.yaml", {**SMALL, "CRBP.SOLVER.STEPS": 2})
     bench = Bench(iterations=2, batch=4, learning_rate=0.01, arms={arm.label: arm})
     rois = discs(8, 1), discs(5, 2)
-    common = {"num_classes": 2, "seed": 1, "folder": tmp_path, "conditions": {"noise": 0}}
+    kept = tmp_path / "kept"
+    folders = {"folder": tmp_path / "first", "heads": kept}
+    common = {"num_classes": 2, "seed": 1, **folders, "conditions": {"noise": 0}}
     first = outcome_of(arm, bench, rois, **common)
     assert outcome_of(arm, bench, rois, **common) == first
     other = Bench(iterations=3, batch=4, learning_rate=0.01, arms=bench.arms)
@@ -177,12 +184,19 @@ def test_an_arm_is_trained_once_and_other_settings_are_refused(tmp_path):
         outcome_of(arm, other, rois, **common)
     with pytest.raises(ConfigurationError, match="was trained with .*name another --output"):
         outcome_of(arm, bench, rois, **{**common, "conditions": {"noise": 20}})
+    # To be asked otherwise, it is not trained again.
+    elsewhere = {**common, "folder": tmp_path / "second", "conditions": {"noise": 20}}
+    second = outcome_of(arm, bench, rois, **elsewhere)
+    assert (second.milliseconds, second.radius) == (first.milliseconds, first.radius)
+    assert len(list(kept.iterdir())) == 1
+    third = outcome_of(arm, bench, (discs(8, 3), rois[1]), **{**elsewhere, "folder": tmp_path})
+    assert third.radius != first.radius and len(list(kept.iterdir())) == 2
     head, rule, line = markdown(bench, [first])
     assert head.count("|") == rule.count("|") == line.count("|")
     assert line.startswith("| one, small | 0.") and line.endswith("| 1 |")
 
 
-def test_the_benchs_file_is_whole_and_its_heads_are_of_comparable_size():
+def test_the_benchs_file_is_whole_and_its_heads_are_of_comparable_size(tmp_path):
     bench = read_bench(CONFIGS.parent / "benchmarks" / "mask_heads.yaml")
     assert bench.iterations == 800 and "feed-forward" in bench.arms
     rois = RoIs(
@@ -194,7 +208,7 @@ def test_the_benchs_file_is_whole_and_its_heads_are_of_comparable_size():
     )
     one = Bench(iterations=1, batch=2, learning_rate=0.001, arms=bench.arms)
     for label, arm in bench.arms.items():
-        head, _, _ = train_head(arm, one, rois, num_classes=1, seed=1)
+        head = trained_head(arm, one, rois, num_classes=1, seed=1, folder=tmp_path).head
         recurrent = any(isinstance(module, Recurrence) for module in head.modules())
         assert recurrent == (label != "feed-forward")
         assert 80_000 < sum(p.numel() for p in head.parameters()) < 170_000
