@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from detectron2.data import DatasetCatalog
 from PIL import Image, ImageOps
 
@@ -28,6 +29,8 @@ WIDER = 1.5
 SMALLEST_PATCH, PATCHES = 9, 6
 """The ground of a drawing is what stays of it without all that is narrower than a patch: 1 / 6 of
 its shorter side, and wider than the dot of any Pathfinder image."""
+DOT = 1.5
+"""What is wider than the lines by this factor may be a dot; where lines cross, it is less."""
 BLACK, WHITE = 16, 250
 """A ground up to the first is black, and lines from the second on are white."""
 
@@ -107,6 +110,10 @@ def prepare_drawing(drawing: Bytes, strokes: Strokes | None) -> tuple[Bytes, lis
     if evened:
         notices.append("its ground was made black and its lines white")
     width = line_width(drawing) if low < high else 0.0
+    if strokes is not None and width and 2 * _depth(drawing).max() - 0.5 < DOT * width:
+        notices.append(
+            "has no dot; draw one at an end of a line, as the model looks for the line that has it"
+        )
     factor = min(1.0, LONGEST_SIDE / max(drawing.shape))
     if strokes is not None and width > WIDER * strokes.width:
         factor = min(factor, strokes.width / width)
@@ -142,11 +149,16 @@ def line_width(drawing: Bytes) -> float:
 
     It is measured along their middle, to about half a pixel.
     """
-    inside = np.pad(drawing > 127, 1).astype(np.uint8)
-    distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    distance = _depth(drawing)
     middle = distance[(distance > 0) & (distance == cv2.dilate(distance, np.ones((3, 3))))]
     # Of an odd width it is half a pixel more than half of it, of an even one just the half.
     return float(2 * np.median(middle) - 0.5) if middle.size else 0.0
+
+
+def _depth(drawing: Bytes) -> npt.NDArray[np.float32]:
+    """How far each bright pixel is from black, in pixels, `(H + 2, W + 2)`; 0 of black."""
+    inside = np.pad(drawing > 127, 1).astype(np.uint8)
+    return np.asarray(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
 
 
 def _reduced(drawing: Bytes, factor: float, width: float, strokes: Strokes | None) -> Bytes:

@@ -175,7 +175,7 @@ def claim_figure(
         axes[0].set_title("image")
         for axis, (label, claimed, trained) in zip(axes[1:], claims, strict=False):
             axis.imshow(claim_colours(image, claimed, last))
-            axis.set_title(plain(label))
+            axis.set_title(plain(label) + ("" if claimed.any() else ": nothing found"))
             _step_bar(figure, axis, last, trained)
         if mask is not None:
             axes[-1].imshow(255 * mask, **grey)

@@ -18,6 +18,7 @@ from crbp_d2.analysis.drawings import (
     strokes_of,
 )
 from crbp_d2.analysis.images import own_sample
+from crbp_d2.analysis.predictions import claim_figure
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.data import DatasetError
 from crbp_d2.data.pathfinder import PathfinderImages, load_sample
@@ -117,6 +118,16 @@ def test_the_width_of_lines_is_measured(width, angle):
     assert line_width(drawing) == pytest.approx(across, abs=0.8)
 
 
+def test_a_drawing_without_a_dot_is_told_so():
+    crossed = np.maximum(line(9, 0.4), line(9, -1.2))
+    for drawing in (crossed, np.bitwise_not(crossed)):
+        assert any("no dot" in notice for notice in prepare_drawing(drawing, STROKES)[1])
+    with_dot = cv2.circle(crossed.copy(), (60, 60), 10, 255, -1)
+    assert not any("no dot" in notice for notice in prepare_drawing(with_dot, STROKES)[1])
+    # A model of unknown strokes may look for something else.
+    assert not any("no dot" in notice for notice in prepare_drawing(crossed, None)[1])
+
+
 def test_nothing_has_no_width_and_stays():
     for value in (0, 80, 255):
         empty = np.full((30, 50), value, np.uint8)
@@ -138,7 +149,7 @@ def test_wide_lines_are_scaled_down_to_those_of_the_training(factor):
 
 def test_thin_lines_of_a_very_large_drawing_are_still_seen():
     large = line(2, 0.4, (2000, 3100))
-    found, (told,) = prepare_drawing(large, STROKES)
+    found, (_, told) = prepare_drawing(large, STROKES)
     assert "scaled down from 3100 x 2000 to 320 x 206 pixels" in told
     assert found.max() > 200
     assert line_width(found) <= 3.5
@@ -159,6 +170,13 @@ def test_what_would_lose_something_is_refused(tmp_path):
     for name in ("deep.png", "pages.tif"):
         with pytest.raises(DatasetError, match=name.replace(".", r"\.")):
             read_drawing(tmp_path / name)
+
+
+def test_a_picture_says_where_nothing_was_found():
+    image = np.zeros((20, 30), np.uint8)
+    claims = [(label, np.full(image.shape, step), 4) for label, step in (("one", 0), ("two", 3))]
+    titles = [axis.get_title() for axis in claim_figure(image, claims, 6).axes]
+    assert "one: nothing found" in titles and "two" in titles
 
 
 def test_the_tool_traces_a_drawing_and_says_what_it_changed(tmp_path, demo, capsys):  # noqa: F811
