@@ -191,7 +191,10 @@ class Checkpointer(DetectionCheckpointer):
         try:
             checkpoint = read_checkpoint(filename)
         except UnreadableError as error:
-            raise UnreadableError(f"{self._source}: {error}") from error
+            # A training that is resumed goes on from it by itself.
+            goes_on = self._resuming and not self.exact
+            other = "" if goes_on else _readable_beside(Path(filename))
+            raise UnreadableError(f"{self._source}: {error}{other}") from error
         except ConfigurationError as error:
             raise ConfigurationError(f"{self._source}: {error}") from error
         lacking = [name for name in self.checkpointables if name not in checkpoint]
@@ -286,6 +289,16 @@ def saved_in(folder: str | Path) -> list[Path]:
 
     found = (path for path in Path(folder).glob("model_*.pth") if _NAME.fullmatch(path.name))
     return sorted(found, key=age, reverse=True)
+
+
+def _readable_beside(path: Path) -> str:
+    """What to say of the newest checkpoint beside a damaged one that can be read; or nothing."""
+    for other in saved_in(path.parent):
+        if other.name != path.name:
+            with contextlib.suppress(ConfigurationError):
+                read_checkpoint(str(other))
+                return f": {other.name} beside it can be read"
+    return ""
 
 
 def _relevant(names: Iterable[str]) -> list[str]:

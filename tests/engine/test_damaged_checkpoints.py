@@ -86,7 +86,14 @@ def test_without_any_that_can_be_read_the_damaged_one_is_named(run):
 
 def test_an_evaluation_takes_no_other_checkpoint_than_the_one_it_says(run):
     flip(run / LAST)
-    with pytest.raises(UnreadableError, match=f"{LAST}: .*the checksum of .* is wrong"):
+    wrong = f"{LAST}: .*the checksum of .* is wrong.*: model_0000001.pth beside it can be read"
+    with pytest.raises(UnreadableError, match=wrong):
+        train(run, flags=("--eval-only", "--resume"))
+    with pytest.raises(UnreadableError, match=wrong):
+        train(run, "MODEL.WEIGHTS", run / LAST, flags=("--eval-only",))
+    for path in run.glob("model_*.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(UnreadableError, match=r"take another one$"):
         train(run, flags=("--eval-only", "--resume"))
 
 
