@@ -1,25 +1,41 @@
 #!/usr/bin/env python
-"""Check a panoptic data set and derive what training needs from it."""
+"""Check a panoptic data set, derive what training needs from it, and tell what it asks for."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
+from crbp_d2.config import read_config
 from crbp_d2.data import PanopticSource, describe, prepare
+from crbp_d2.data.measures import measure
 from crbp_d2.data.parallel import add_workers_option
+from crbp_d2.data.report import describe_demands
+from crbp_d2.data.suggest import suggest
+from crbp_d2.data.suggestion_file import require_folder, write_suggestions
 from crbp_d2.launch import run_alone
 
 EPILOG = """example:
   datasets/prepare_panoptic.py --name street_train --images street/train \\
       --panoptic-json street/panoptic_train.json --panoptic-pngs street/panoptic_train
 
-Prints what is wrong with the data, or what they hold and the lines of Python that use them.
-Training does the same by itself when it loads the data; here it happens beforehand.
+Prints what is wrong with the data, or what they hold, the config keys that they call for, and the
+lines of Python that use them. Training prepares the data by itself when it loads them; here it
+happens beforehand.
+
+write these keys as a config, on top of that of a model, and train by it:
+  datasets/prepare_panoptic.py --name street_train --images street/train \\
+      --panoptic-json street/panoptic_train.json --panoptic-pngs street/panoptic_train \\
+      --config-file configs/lite0_FPN_crbp.yaml --suggest street.yaml
+  tools/train_net.py --config-file street.yaml DATASETS.FILE street/datasets.yaml \\
+      DATASETS.TRAIN "('street_train',)" DATASETS.TEST "('street_val',)"
 """
+BASE = Path(__file__).parents[1] / "configs" / "lite0_FPN_crbp.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,13 +59,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar=("LOW", "HIGH"),
         help="values that become 0 and 255 where images have more than 8 bits, as 0 4095",
     )
+    parser.add_argument(
+        "--config-file",
+        default=os.path.relpath(BASE),
+        help="of the model that shall be trained, to suggest keys for (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--suggest", metavar="FILE", help="config to write, with the keys that the data call for"
+    )
     add_workers_option(parser)
     options = vars(parser.parse_args(arguments))
     name, workers = options.pop("name"), options.pop("workers")
+    config_file, target = options.pop("config_file"), options.pop("suggest")
     setup_logger(name="crbp_d2")
+    cfg = read_config(config_file)
+    path = require_folder(target) if target else None
     source = PanopticSource.locate(**options)
     manifest = prepare(source, workers=workers)
-    sys.stdout.write(describe(name, source, manifest, options["cache"]) + "\n")
+    measures = measure(source)
+    suggestions = suggest(measures, cfg)
+    if path:
+        about = f"What {len(measures.images)} images of {name} ask for"
+        write_suggestions(path, suggestions, base=config_file, about=about)
+    asked = describe_demands(measures, suggestions, cfg, config_file)
+    cache = options["cache"]
+    sys.stdout.write(describe(name, source, manifest, cache, measures=measures, asked=asked))
+    sys.stdout.write("\n")
 
 
 if __name__ == "__main__":

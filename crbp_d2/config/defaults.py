@@ -151,8 +151,13 @@ def add_crbp_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.ENDLESS = False
     # A YAML or JSON file of panoptic data sets of your own to register, see datasets/README.md.
     cfg.DATASETS.FILE = ""
-    # Prediction pictures to draw from the first test set after training or evaluation.
+    # Prediction pictures to draw from the first test set after every evaluation: to predictions/
+    # and, in training, to TensorBoard.
     cfg.TEST.PICTURES = 8
+    # Keep the model of the best evaluation as model_best.pth, by the name of a score, higher being
+    # better: panoptic_seg/PQ, segm/AP, segm/AP-dog for a class dog. With several test sets the name
+    # of one comes first: street_val/segm/AP. "" for none. TEST.EVAL_PERIOD says when to evaluate.
+    cfg.TEST.BEST_METRIC = ""
 
     register_renamed_keys(cfg)
 

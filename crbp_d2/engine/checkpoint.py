@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 FINAL = "model_final"
 """Name of the last checkpoint of a training that ended."""
+BEST = "model_best"
+"""Name of the model with the best score so far, see `crbp_d2.engine.best`."""
 TAG = "last_checkpoint"
 """File that names the checkpoint to resume from."""
 EARLIER = ".last_checkpoint_of_earlier"
@@ -99,13 +101,24 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
+        states = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        self.save_model(name, **states, **kwargs)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_model(self, name: str, **kwargs: Any) -> None:
+        """Write the model alone, whole or not at all; no training resumes from it by itself.
+
+        Args:
+            name: of the file, without its ending.
+            kwargs: what to save besides the model.
+
+        Raises:
+            OSError: it can't be written; what was there is as before.
+        """
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
-        content = {"model": self.model.state_dict()}
-        content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
         with writing_whole(path) as file:
-            torch.save({**content, **kwargs}, file)
-        self.tag_last_checkpoint(path.name)
+            torch.save({"model": self.model.state_dict(), **kwargs}, file)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Let the next `--resume` begin at a checkpoint of this name."""

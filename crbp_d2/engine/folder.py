@@ -13,7 +13,7 @@ from typing import IO
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import remove_parts, write_whole
 
-from .checkpoint import EARLIER, TAG, saved_in
+from .checkpoint import BEST, EARLIER, TAG, saved_in
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,8 @@ def is_of_earlier(folder: str | Path) -> bool:
 
 
 def begin_anew(folder: str | Path) -> None:
-    """Tell of the checkpoints that an earlier training has left, and set what it logged aside."""
+    """Tell of the checkpoints that an earlier training has left, and set what it logged, and its
+    best model, aside."""
     left = saved_in(folder)
     if left:
         logger.warning(
@@ -96,13 +97,24 @@ def begin_anew(folder: str | Path) -> None:
         )
     metrics = Path(folder) / METRICS
     if metrics.is_file() and metrics.stat().st_size:
-        number = 1
-        while (aside := metrics.with_suffix(f".{number}.json")).exists():
-            number += 1
+        aside = _aside(metrics)
         # The trainer may have opened it already.
         write_whole(aside, metrics.read_bytes())
         os.truncate(metrics, 0)
         logger.warning("what an earlier training logged to %s is now in %s", metrics, aside.name)
+    best = Path(folder) / f"{BEST}.pth"
+    if best.is_file():
+        # Its score would be taken for one of this training when that is resumed.
+        aside = best.rename(_aside(best))
+        logger.warning("the best model of an earlier training, %s, is now %s", best, aside.name)
+
+
+def _aside(path: Path) -> Path:
+    """A free name beside a file's own."""
+    number = 1
+    while (aside := path.with_suffix(f".{number}{path.suffix}")).exists():
+        number += 1
+    return aside
 
 
 def end_cut_line(folder: str | Path) -> None:

@@ -33,9 +33,10 @@ from crbp_d2.data import (
 from crbp_d2.data.files import absolute
 from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.storage import write_json, write_whole
-from crbp_d2.evaluation.pictures import write_pictures
+from crbp_d2.evaluation.pictures import draw_predictions
 from crbp_d2.place import is_restarted
 
+from .best import require_best_metric
 from .command_line import KeyValueParser
 from .folder import begin_anew, claim, end_cut_line, is_of_earlier, mark_earlier, release
 from .keys import check_keys, require_device, require_scored
@@ -121,6 +122,8 @@ def prepare(cfg: CfgNode, *, eval_only: bool, world_size: int | None = None) -> 
     require_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     for name in names[:1]:
         set_num_classes(cfg, name)
+    if not eval_only:
+        require_best_metric(cfg)
     cfg.freeze()
 
 
@@ -223,8 +226,8 @@ def save_config(cfg: CfgNode) -> None:
 def main(args: argparse.Namespace) -> Mapping[str, Any]:
     """Train, or evaluate with `--eval-only`: what every process of a run executes.
 
-    Writes `metrics.json`, checkpoints and TensorBoard events while training, and at the end
-    `results.json` and `predictions/*.png`, all under `OUTPUT_DIR`.
+    Writes `metrics.json`, checkpoints and TensorBoard events while training, `predictions/*.png`
+    after every evaluation, and at the end `results.json`, all under `OUTPUT_DIR`.
 
     Args:
         args: of `argument_parser`.
@@ -244,8 +247,9 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     if not (Path(cfg.OUTPUT_DIR) / "config.yaml").is_file():
         save_config(cfg)
     results: Mapping[str, Any] = Trainer.test(cfg, model)
-    _write_results(cfg, model, results)
+    _write_results(cfg, results)
     if comm.is_main_process():
+        draw_predictions(cfg, model)
         verify_results(cfg, results)
     return results
 
@@ -264,16 +268,13 @@ def _train(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
             begin_anew(cfg.OUTPUT_DIR)
     save_config(cfg)
     results = trainer.train()
-    _write_results(cfg, trainer.model, results)
+    _write_results(cfg, results)
     return results
 
 
-def _write_results(cfg: CfgNode, model: torch.nn.Module, results: Mapping[str, Any]) -> None:
+def _write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
     if not comm.is_main_process():
         return
     output = Path(cfg.OUTPUT_DIR)
     write_json(output / "results.json", results)
-    if cfg.TEST.PICTURES and cfg.DATASETS.TEST:
-        bare = getattr(model, "module", model)
-        write_pictures(cfg, bare, cfg.DATASETS.TEST[0], output / "predictions")
     logger.info("Results, checkpoints and pictures are in %s", output.resolve())

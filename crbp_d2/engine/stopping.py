@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from detectron2.engine import EvalHook, HookBase
@@ -62,10 +62,14 @@ def batches(loader: Iterable[Any]) -> Generator[Any, None, None]:
     yield from iterator
 
 
-def evaluated(trainer: Any) -> Mapping[str, Any]:
+def evaluated(trainer: Any, evaluate: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     """The results of an evaluation in or after a training, which a signal cuts short.
 
     Within a training of several processes it doesn't, as each waits for the others.
+
+    Args:
+        trainer: of the training.
+        evaluate: does it, and returns the results.
 
     Returns:
         Nothing, of one that was cut short within a training: `StopWhenAsked` ends that.
@@ -75,10 +79,10 @@ def evaluated(trainer: Any) -> Mapping[str, Any]:
     """
     within = trainer.iter < trainer.max_iter
     if within and comm.get_world_size() > 1:
-        return trainer.test(trainer.cfg, trainer.model)
+        return evaluate()
     try:
         with at_once():
-            return trainer.test(trainer.cfg, trainer.model)
+            return evaluate()
     # The signal may have ended a data worker, which PyTorch then reports.
     except (Interrupted, RuntimeError) as error:
         if not asked():

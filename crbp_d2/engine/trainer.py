@@ -30,10 +30,12 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
 from crbp_d2.evaluation import build_evaluator
+from crbp_d2.evaluation.pictures import draw_predictions
 from crbp_d2.interruption import deferring, handling
 from crbp_d2.mistakes import told
 from crbp_d2.weights import UnreadableError, read_checkpoint, said
 
+from .best import KeepBest
 from .checkpoint import FINAL, Checkpointer
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
@@ -185,8 +187,9 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, folder)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, with a `SEED` random numbers that follow from the iteration, and an end in
-        order when a signal asks for it.
+        """Detectron2's, with a `SEED` random numbers that follow from the iteration, with a
+        `TEST.BEST_METRIC` the checkpoint of the best model, and an end in order when a signal asks
+        for it.
 
         Raises:
             ConfigurationError: statistics of a norm are asked for that every step uses.
@@ -196,18 +199,28 @@ class Trainer(DefaultTrainer):
 
         def evaluate() -> Mapping[str, Any]:
             share_buffers(self.model)
-            self._last_eval_results = evaluated(self)
+            self._last_eval_results = evaluated(self, self._score_and_draw)
             return self._last_eval_results
 
-        hooks: list[HookBase] = [
-            EvaluateTrained(self.cfg.TEST.EVAL_PERIOD, evaluate)
-            if isinstance(hook, EvalHook)
-            else hook
-            for hook in super().build_hooks()
-        ]
+        period, metric = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.BEST_METRIC
+        hooks: list[HookBase] = []
+        for hook in super().build_hooks():
+            if not isinstance(hook, EvalHook):
+                hooks.append(hook)
+                continue
+            hooks.append(EvaluateTrained(period, evaluate))
+            if metric and comm.is_main_process():
+                hooks.append(KeepBest(period, self.checkpointer, metric))
         if self.cfg.SEED >= 0:
             hooks.insert(0, SeedIterations(self.cfg.SEED))
         return [*hooks, StopWhenAsked()]
+
+    def _score_and_draw(self) -> Mapping[str, Any]:
+        """The scores of the model as it is, whose pictures go to `predictions` and TensorBoard."""
+        results: Mapping[str, Any] = self.test(self.cfg, self.model)
+        if comm.is_main_process():
+            draw_predictions(self.cfg, self.model, self.storage)
+        return results
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load weights, or with `resume` all of the last checkpoint and its place in the data.

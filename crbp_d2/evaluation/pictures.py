@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import PanopticFPN
+from detectron2.utils.events import EventStorage
 from panopticapi.utils import rgb2id
 from PIL import Image
 from torch import nn
@@ -37,10 +38,39 @@ from crbp_d2.evaluation.drawing import (
 
 Record = dict[str, Any]
 
+SHOWN_SIDE = 3 * LONGEST_SIDE // 2
+"""No picture in TensorBoard is longer: an event file keeps those of every evaluation."""
+
 logger = logging.getLogger(__name__)
 
 
-def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Path) -> list[Path]:
+def draw_predictions(
+    cfg: CfgNode, model: nn.Module, storage: EventStorage | None = None
+) -> list[Path]:
+    """Draw `cfg.TEST.PICTURES` predictions for the first test set to `OUTPUT_DIR/predictions`.
+
+    Args:
+        cfg: frozen or not.
+        model: may be distributed; the process that draws needs no other.
+        storage: see `write_pictures`.
+
+    Returns:
+        The files, none without pictures or test data.
+    """
+    if not cfg.TEST.PICTURES or not cfg.DATASETS.TEST:
+        return []
+    bare = getattr(model, "module", model)
+    folder = Path(cfg.OUTPUT_DIR) / "predictions"
+    return write_pictures(cfg, bare, cfg.DATASETS.TEST[0], folder, storage)
+
+
+def write_pictures(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset_name: str,
+    folder: Path,
+    storage: EventStorage | None = None,
+) -> list[Path]:
     """Draw the predictions for the first `cfg.TEST.PICTURES` images of a data set.
 
     Each picture shows the image, the model's prediction and the ground truth; of panoptic data the
@@ -52,6 +82,8 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Pa
         model: a model of that kind, not distributed; its mode is restored.
         dataset_name: a registered data set; of other kinds nothing is drawn.
         folder: for `<image>.png`; made if missing.
+        storage: of a training, gets the pictures as `predictions/<image>`, reduced to `SHOWN_SIDE`,
+            and hands them to TensorBoard.
 
     Returns:
         The files.
@@ -78,13 +110,21 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Pa
         total = min(cfg.TEST.PICTURES, len(loader))
         for (record,), _ in tqdm(zip(loader, range(total), strict=False), "pictures", total=total):
             panels = draw(record, answer_as_drawn(model, record))
-            path = folder / f"{unused(image_name(record), names)}.png"
-            save_image(Image.fromarray(side_by_side(panels)), path, "PNG")
+            name, picture = unused(image_name(record), names), side_by_side(panels)
+            path = folder / f"{name}.png"
+            save_image(Image.fromarray(picture), path, "PNG")
             written.append(path)
+            if storage is not None:
+                storage.put_image(f"predictions/{name}", _reduced(picture).transpose(2, 0, 1))
     finally:
         model.train(was_training)
     logger.info("drew %d predictions (image, prediction, ground truth) to %s", len(written), folder)
     return written
+
+
+def _reduced(picture: Pixels) -> Pixels:
+    """A picture no longer than `SHOWN_SIDE`."""
+    return scaled(picture, SHOWN_SIDE) if max(picture.shape) > SHOWN_SIDE else picture
 
 
 def answer_as_drawn(model: Any, record: Record) -> Record:

@@ -28,6 +28,7 @@ AIMED = {
     "a checkpoint before it has its name": Aim("model_0000001.pth", "os.rename"),
     "the last one half written": Aim(".model_final.pth.part", half=20_000),
     "the last one before it has its name": Aim("model_final.pth", "os.rename"),
+    "the best model half written": Aim(".model_best.pth.part", half=5_000),
     "a tag": Aim(".last_checkpoint.part", nth=2),
     "a tag before it has its name": Aim("last_checkpoint", "os.rename", nth=2),
     "the config": Aim("config.yaml", "os.rename"),
@@ -36,10 +37,11 @@ AIMED = {
     "the results": Aim("results.json", "os.rename"),
     "the pictures": Aim("predictions/"),
 }
-SCORED = ("the evaluation", "the results", "the pictures")
+SCORED = ("the best model half written", "the evaluation", "the results", "the pictures")
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM}
 FAST = [
     ("the last one half written", "KILL"),
+    ("the best model half written", "KILL"),
     ("a tag before it has its name", "KILL"),
     ("a checkpoint before it has its name", "TERM"),
 ]
@@ -78,7 +80,9 @@ def kill_and_resume(
 def options_of(aim: str) -> tuple[object, ...]:
     if aim not in SCORED:
         return ()
-    return ("DATASETS.TEST", "('pathfinder_tiny_val',)", "TEST.PICTURES", 1)
+    scored = ("DATASETS.TEST", "('pathfinder_tiny_val',)", "TEST.PICTURES", 1)
+    best = ("TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "pathfinder/precision")
+    return (*scored, *best) if "best" in aim else scored
 
 
 @pytest.mark.parametrize(("aim", "sent"), FAST)
@@ -101,7 +105,7 @@ def test_so_it_does_whenever_it_was_killed(number, tmp_path, uninterrupted):
 
 
 def test_the_kills_are_as_many_as_promised():
-    assert len(SLOW) + RANDOM == KILLS >= 20 and RANDOM >= 3 and len(FAST) == 3
+    assert len(SLOW) + RANDOM == KILLS >= 20 and RANDOM >= 3 and len(FAST) == 4
 
 
 class _Watch(HookBase):

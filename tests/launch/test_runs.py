@@ -89,6 +89,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[
     ]
     command = [TRAIN, "--config-file", CONFIGS / "quick" / "pathfinder_crbp.yaml"]
     whole = ["SOLVER.MAX_ITER", 4, "OUTPUT_DIR", "whole", "DATALOADER.NUM_WORKERS", 1]
+    whole += ["TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "pathfinder/precision"]
     half = ["SOLVER.MAX_ITER", 2, "OUTPUT_DIR", "halves", "DATASETS.TEST", "()"]
     second = ["SOLVER.MAX_ITER", 4, "OUTPUT_DIR", "halves", "DATALOADER.NUM_WORKERS", 2]
     errors = end(
@@ -117,6 +118,16 @@ def test_two_processes_score_the_model_that_they_write(runs, tmp_path):
     alone = main(argument_parser().parse_args(list(map(str, arguments))))["pathfinder"]
     both = json.loads((folder / "whole" / "results.json").read_text())["pathfinder"]
     assert both == pytest.approx(alone, abs=1e-9)
+
+
+def test_two_processes_keep_one_best_model(runs):
+    folder = runs[0] / "whole"
+    kept = torch.load(folder / "model_best.pth", weights_only=True)
+    lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    scores = {line["pathfinder/precision"] for line in lines if "pathfinder/precision" in line}
+    assert kept["score"] == {"pathfinder/precision": max(scores)}
+    assert kept["model"].keys() == weights(folder).keys()
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
 
 
 def test_nothing_but_the_runs_own_messages_comes_before_them(runs):
