@@ -107,12 +107,17 @@ def at_once() -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Lets signals wait to the end of the block; for good in processes that it starts."""
+    """Lets signals wait to the end of the block; in processes that it starts to `let_through`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_through() -> None:
+    """Take the signals that were held back for this process since it was started."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _in_main_thread() -> bool:

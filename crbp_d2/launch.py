@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from crbp_d2.core import ConfigurationError
-from crbp_d2.interruption import Interrupted, asked, handling
+from crbp_d2.interruption import Interrupted, asked, handling, held_back, let_through
 from crbp_d2.mistakes import told
 from crbp_d2.place import Place, started_by
 
@@ -60,19 +61,27 @@ def launch(
     if place.starter:
         # torchrun then says whose error came first.
         return record(_work)(main, arguments, place, gpu)
-    context = mp.start_processes(
-        _started,
-        args=(main, arguments, place, gpu),
-        nprocs=place.local_size,
-        join=False,
-        # Daemons could have no data workers.
-        daemon=False,
-    )
+    context = None
     while True:
         try:
+            if context is None:
+                # They take no signal before they handle it, as imports would swallow some. Python's
+                # tracker would let them through when it is started.
+                resource_tracker.ensure_running()
+                with held_back():
+                    context = mp.start_processes(
+                        _started,
+                        args=(main, arguments, place, gpu),
+                        nprocs=place.local_size,
+                        join=False,
+                        # Daemons could have no data workers.
+                        daemon=False,
+                    )
             if context.join():
                 return None
         except Interrupted as end:
+            if context is None:
+                raise
             # A scheduler may have told this process alone. They agree on where to stop.
             _hand_on(end.number, context.processes)
 
@@ -154,6 +163,7 @@ def _started(
 ) -> None:
     place = replace(first, rank=first.rank + local_rank, local_rank=local_rank)
     with ending_with_message():
+        let_through()
         _work(main, arguments, place, gpu)
 
 

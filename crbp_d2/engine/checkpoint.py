@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -33,8 +33,8 @@ BEST = "model_best"
 """Name of the model with the best score so far, see `crbp_d2.engine.best`."""
 TAG = "last_checkpoint"
 """File that names the checkpoint to resume from."""
-EARLIER = ".last_checkpoint_of_earlier"
-"""File that says that the tag is of an earlier training than the one which runs."""
+EARLIER = ".earlier_checkpoints"
+"""File with the names of the checkpoints that are of earlier trainings than the last one."""
 _NAME = re.compile(r"model_(\d+|final)\.pth")
 
 # What Detectron2 once saved with every model, and now computes from the config.
@@ -123,7 +123,9 @@ class Checkpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Let the next `--resume` begin at a checkpoint of this name."""
         write_whole(Path(self.save_dir) / TAG, last_filename_basename.encode())
-        (Path(self.save_dir) / EARLIER).unlink(missing_ok=True)
+        earlier = earlier_in(self.save_dir)
+        if last_filename_basename in earlier:
+            write_earlier(self.save_dir, earlier - {last_filename_basename})
 
     def get_checkpoint_file(self) -> str:
         """The last checkpoint in the folder.
@@ -158,10 +160,17 @@ class Checkpointer(DetectionCheckpointer):
                 it can't be read the newest that can.
 
         Raises:
-            ConfigurationError: see `load`; there are checkpoints, but none can be read.
+            ConfigurationError: see `load`; there are checkpoints, but none can be read, or all are
+                of an earlier training.
         """
         if not resume or not self.has_checkpoint():
             return super().resume_or_load(path, resume=False)
+        if is_of_earlier(self.save_dir):
+            raise ConfigurationError(
+                f"{self.save_dir}: its checkpoints are of an earlier training, and the one that "
+                "began there last has left none: begin it anew without --resume; or, to go on with "
+                f"the earlier one, delete {EARLIER} there"
+            )
         first: UnreadableError | None = None
         for find in self._candidates():
             try:
@@ -182,13 +191,15 @@ class Checkpointer(DetectionCheckpointer):
         ) from first
 
     def _candidates(self) -> Iterator[Callable[[], str]]:
-        """What finds a checkpoint to resume from: the tagged one, then the others, newest first."""
+        """What finds a checkpoint to resume from: the tagged one, then the others of this training,
+        newest first."""
         yield self.get_checkpoint_file
         tagged = ""
         with contextlib.suppress(UnreadableError):
             tagged = self.get_checkpoint_file()
-        for path in map(str, saved_in(self.save_dir)):
-            if path != tagged:
+        earlier = earlier_in(self.save_dir)
+        for path in saved_in(self.save_dir):
+            if str(path) != tagged and path.name not in earlier:
                 yield functools.partial(str, path)
 
     def _require_file(self, path: str) -> None:
@@ -301,7 +312,31 @@ def saved_in(folder: str | Path) -> list[Path]:
         return path.stat().st_mtime_ns, path.name
 
     found = (path for path in Path(folder).glob("model_*.pth") if _NAME.fullmatch(path.name))
-    return sorted(found, key=age, reverse=True)
+    # Not a link whose file is gone.
+    return sorted((path for path in found if path.exists()), key=age, reverse=True)
+
+
+def earlier_in(folder: str | Path) -> set[str]:
+    """Names of the checkpoints in a folder that the training which began there last has found."""
+    try:
+        return set(Path(folder, EARLIER).read_text("utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return set()
+
+
+def write_earlier(folder: str | Path, names: Collection[str]) -> None:
+    """Let `earlier_in` return these; none removes the note."""
+    note = Path(folder, EARLIER)
+    if names:
+        write_whole(note, "".join(f"{name}\n" for name in sorted(names)).encode())
+    else:
+        note.unlink(missing_ok=True)
+
+
+def is_of_earlier(folder: str | Path) -> bool:
+    """Whether the training that began in a folder last has left no checkpoint there yet."""
+    earlier = earlier_in(folder)
+    return bool(earlier) and all(path.name in earlier for path in saved_in(folder))
 
 
 def _readable_beside(path: Path) -> str:

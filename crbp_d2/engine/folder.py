@@ -7,13 +7,14 @@ import fcntl
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import remove_parts, write_whole
 
-from .checkpoint import BEST, EARLIER, TAG, saved_in
+from .checkpoint import BEST, earlier_in, saved_in, write_earlier
 
 logger = logging.getLogger(__name__)
 
@@ -69,17 +70,17 @@ def release(folder: str | Path) -> None:
         file.close()
 
 
-def mark_earlier(folder: str | Path) -> None:
-    """Note that what is tagged in a folder as the last checkpoint is none of the training that
-    begins; its own first one removes the note."""
-    if os.path.exists(os.path.join(folder, TAG)):
-        write_whole(Path(folder, EARLIER), b"")
-
-
-def is_of_earlier(folder: str | Path) -> bool:
-    """Whether the training that began in a folder has left no checkpoint there yet."""
-    tagged = os.path.exists(os.path.join(folder, TAG))
-    return not tagged or os.path.exists(os.path.join(folder, EARLIER))
+@contextlib.contextmanager
+def beginning(folder: str | Path) -> Iterator[None]:
+    """Around what begins a training: the checkpoints in its folder are of earlier ones, unless it
+    is refused."""
+    before = earlier_in(folder)
+    write_earlier(folder, {path.name for path in saved_in(folder)})
+    try:
+        yield
+    except ConfigurationError:
+        write_earlier(folder, before)
+        raise
 
 
 def begin_anew(folder: str | Path) -> None:
@@ -89,8 +90,7 @@ def begin_anew(folder: str | Path) -> None:
     if left:
         logger.warning(
             "%s holds %s of an earlier training, the newest %s: this one starts from zero, and "
-            "writes over those of the same name. To go on with the earlier one use --resume, to "
-            "keep it another OUTPUT_DIR",
+            "writes over those of the same name. To keep the earlier one choose another OUTPUT_DIR",
             folder,
             "a checkpoint" if len(left) == 1 else f"{len(left)} checkpoints",
             left[0].name,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,12 @@ from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.storage import write_json, write_whole
 from crbp_d2.evaluation.pictures import draw_predictions
 from crbp_d2.place import is_restarted
+from crbp_d2.weights import said
 
 from .best import require_best_metric
+from .checkpoint import is_of_earlier
 from .command_line import KeyValueParser
-from .folder import begin_anew, claim, end_cut_line, is_of_earlier, mark_earlier, release
+from .folder import begin_anew, beginning, claim, end_cut_line, release
 from .keys import check_keys, require_device, require_scored
 from .trainer import Trainer
 from .weights import load_model
@@ -135,7 +139,8 @@ def make_paths_absolute(cfg: CfgNode) -> None:
             timm's weights stay as they are.
 
     Raises:
-        ConfigurationError: one can't be a path, as `~` with the name of no user.
+        ConfigurationError: one can't be a path, as `~` with the name of no user, or no checkpoint
+            could be read of `OUTPUT_DIR`.
     """
     for node, key in (
         (cfg, "OUTPUT_DIR"),
@@ -149,6 +154,11 @@ def make_paths_absolute(cfg: CfgNode) -> None:
                 node[key] = os.path.normpath(absolute(path))
             except DatasetError as error:
                 raise ConfigurationError(f"{key} {error}") from error
+    if not re.fullmatch(r"[^?\x00-\x1f]*", cfg.OUTPUT_DIR):
+        raise ConfigurationError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r}: Detectron2 takes a question mark for the end of a "
+            "checkpoint's name, and leaves out line breaks; choose a folder without"
+        )
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -197,10 +207,19 @@ def report_changes(cfg: CfgNode) -> None:
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if not saved.is_file():
         return
-    # Both as they are in a file, where a tuple is a list.
-    earlier, now = (
-        CfgNode(yaml.safe_load(text)) for text in (saved.read_text("utf-8"), cfg.dump())
-    )
+    now = CfgNode(yaml.safe_load(cfg.dump()))
+    try:
+        # As it is in a file, where a tuple is a list.
+        earlier = CfgNode(yaml.safe_load(saved.read_text("utf-8")))
+    # What is raised depends on what is broken.
+    except Exception as error:
+        logger.warning(
+            "--resume: %s can't be read (%s), and is written anew; whether the training goes on "
+            "with other values is not known",
+            saved,
+            said(error),
+        )
+        return
     known = set(keys_of(earlier))
     changed = [
         f"{key} {value_of(now, key)!r} (was {value_of(earlier, key)!r})"
@@ -256,10 +275,10 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
 
 def _train(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     resume = args.resume or (is_restarted() and not is_of_earlier(cfg.OUTPUT_DIR))
-    if not resume and comm.is_main_process():
-        mark_earlier(cfg.OUTPUT_DIR)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
+    anew = not resume and comm.is_main_process()
+    with beginning(cfg.OUTPUT_DIR) if anew else contextlib.nullcontext():
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
     if comm.is_main_process():
         if trainer.start_iter:
             report_changes(cfg)

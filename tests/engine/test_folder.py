@@ -9,17 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from detectron2.engine import HookBase
 
 from crbp_d2.core import ConfigurationError
-from crbp_d2.engine.folder import (
-    LOCK,
-    begin_anew,
-    claim,
-    end_cut_line,
-    is_of_earlier,
-    mark_earlier,
-    release,
-)
+from crbp_d2.engine.checkpoint import EARLIER, earlier_in, is_of_earlier
+from crbp_d2.engine.folder import LOCK, begin_anew, beginning, claim, end_cut_line, release
+from crbp_d2.weights import UnreadableError
 from tests.engine.runs import train, trainer_of
 
 
@@ -71,16 +66,79 @@ def test_nothing_is_told_where_nothing_was_left(tmp_path, caplog):
     assert not caplog.text and not os.listdir(tmp_path)
 
 
+def killed(folder: Path, *options: object) -> None:
+    """A training that begins in a folder, and leaves no checkpoint."""
+
+    class Killed(HookBase):
+        def before_step(self) -> None:
+            raise KeyboardInterrupt
+
+    trainer = trainer_of(folder, *options)
+    with beginning(folder):
+        trainer.resume_or_load(resume=False)
+    trainer.register_hooks([Killed()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+
+
 def test_a_restart_takes_no_checkpoint_of_an_earlier_training(tmp_path, monkeypatch):
     train(tmp_path)
     assert not is_of_earlier(tmp_path)
-    mark_earlier(tmp_path)
+    killed(tmp_path)
+    assert is_of_earlier(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     train(tmp_path, "SOLVER.MAX_ITER", 3)
     log = (tmp_path / "log.txt").read_text()
-    assert log.count("Starting training from iteration 0") == 2
+    assert log.count("Starting training from iteration 0") == 3
     train(tmp_path, "SOLVER.MAX_ITER", 4)
     assert "Starting training from iteration 3" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("flags", [("--resume",), ("--resume", "--eval-only")])
+def test_a_training_that_left_no_checkpoint_goes_not_on_from_an_earlier_ones(flags, tmp_path):
+    train(tmp_path)
+    killed(tmp_path, "SEED", 2)
+    with pytest.raises(ConfigurationError, match="are of an earlier training, .* delete .earlier"):
+        train(tmp_path, flags=flags)
+    (tmp_path / EARLIER).unlink()
+    train(tmp_path, flags=flags)
+
+
+def test_a_damaged_checkpoint_is_not_replaced_by_an_earlier_trainings(tmp_path):
+    train(tmp_path, "SOLVER.MAX_ITER", 3)
+    train(tmp_path, "SOLVER.MAX_ITER", 1, "SEED", 2)
+    assert earlier_in(tmp_path) == {"model_0000001.pth", "model_0000002.pth"}
+    for name in ("model_0000000.pth", "model_final.pth"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UnreadableError, match="No other checkpoint"):
+        train(tmp_path, flags=("--resume",))
+
+
+def test_a_training_that_is_refused_leaves_an_earlier_one_to_be_resumed(tmp_path):
+    train(tmp_path, "SOLVER.MAX_ITER", 1)
+    with pytest.raises(ConfigurationError):
+        train(tmp_path, "MODEL.WEIGHTS", tmp_path / "absent.pth")
+    assert not is_of_earlier(tmp_path)
+    train(tmp_path, flags=("--resume",))
+
+
+@pytest.mark.parametrize("content", [b"abc", b"[1, 2]", b"a: [", b"\xff", b"1: 2", b""])
+def test_a_damaged_config_is_told_and_written_anew(content, tmp_path):
+    train(tmp_path, "SOLVER.MAX_ITER", 1)
+    config = tmp_path / "config.yaml"
+    whole = config.read_bytes()
+    config.write_bytes(content)
+    train(tmp_path, flags=("--resume",))
+    told = "config.yaml can't be read" in (tmp_path / "log.txt").read_text()
+    assert told == (content not in (b"1: 2", b""))
+    assert config.read_bytes() == whole.replace(b"MAX_ITER: 1\n", b"MAX_ITER: 2\n")
+
+
+@pytest.mark.parametrize("name", ["what?", "two\nlines"])
+def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(name, tmp_path):
+    with pytest.raises(ConfigurationError, match="OUTPUT_DIR .*choose a folder without"):
+        train(tmp_path / name)
+    assert not os.listdir(tmp_path)
 
 
 def test_a_log_that_was_cut_goes_on_in_a_line_of_its_own(tmp_path):

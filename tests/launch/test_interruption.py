@@ -117,6 +117,30 @@ def test_two_processes_stop_after_the_same_iteration_and_go_on(tmp_path):
     assert f"Starting training from iteration {stopped}" in (run / "log.txt").read_text()
 
 
+def started_by(process: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("later", [0.0, 2.0])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_processes_that_are_still_starting_end_in_order(sent, later, tmp_path):
+    options = ("--num-gpus", 2, "--dist-url", "auto")
+    process = start(tmp_path / "run", TRAIN, *options, iterations=9_000)
+    # Python's own tracker of what processes share is the third.
+    while len(started_by(process.pid)) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(later)
+    # As a terminal does it.
+    for number in (process.pid, *started_by(process.pid)):
+        os.kill(number, sent)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 128 + sent, errors
+    assert "Traceback" not in errors and f"Interrupted by {sent.name}" in errors
+
+
 @pytest.mark.faults
 def test_torchrun_restarts_a_run_whose_process_was_killed_where_it_was(tmp_path):
     run = tmp_path / "run"
