@@ -32,8 +32,8 @@ LARGEST_INPUT = 800
 TRAIN_SHARES = (0.8, 0.9, 1.0)
 LONGEST = 2.0
 """Longer sides that are more shorter ones are reduced."""
-GRID = 32
-"""Strides of the coarsest map of a backbone."""
+GRID, TRAIN_GRID = 32, 16
+"""Pixels; the former are a stride of the coarsest map of a backbone."""
 ANCHOR_STRIDES = (2, 8)
 """The size of an anchor, in strides of its map, lies between these: smaller ones would leave gaps
 between neighbours, and Detectron2's is the upper one."""
@@ -89,13 +89,13 @@ def _inputs(measures: Measures) -> list[Suggestion]:
         seen = float(np.quantile(resized, SMALL))
         reason += (
             f"; {SMALL:.0%} of the objects are smaller than {small:.0f} pixels in the files, and "
-            f"than {seen:.0f} so"
+            f"than {seen:.0f} in this size"
         )
         if seen < LEAST_SIZE and side == LARGEST_INPUT:
             reason += ": cut the images into tiles if these count"
-    longer = f"longer sides are up to {ratio:.2f} shorter ones (99 %)"
+    longer = f"longer sides are up to {ratio:.2f} times the shorter ones (99 % of images)"
     shares = ", ".join(f"{share:g}" for share in TRAIN_SHARES)
-    train = sorted({_to_grid(share * side) for share in TRAIN_SHARES})
+    train = sorted({_to_grid(share * side, TRAIN_GRID) for share in TRAIN_SHARES})
     return [
         Suggestion("INPUT.MIN_SIZE_TRAIN", train, f"{shares} times that of tests, below"),
         Suggestion("INPUT.MAX_SIZE_TRAIN", longest, longer),
@@ -141,7 +141,7 @@ def _numbers(measures: Measures, cfg: CfgNode) -> Iterator[Suggestion]:
     rpn = cfg.MODEL.RPN
     for phase in ("TRAIN", "TEST"):
         before, after = f"PRE_NMS_TOPK_{phase}", f"POST_NMS_TOPK_{phase}"
-        what = f"twice {proposals}, of each map"
+        what = f"twice {proposals} proposals from each map, before the NMS"
         yield _at_least(f"MODEL.RPN.{before}", 2 * proposals, rpn[before], what)
         what = f"{PROPOSALS} proposals for each of up to {seen}"
         yield _at_least(f"MODEL.RPN.{after}", proposals, rpn[after], what)
@@ -174,8 +174,8 @@ def _stuff(measures: Measures) -> Iterator[Suggestion]:
     )
 
 
-def _to_grid(pixels: float) -> int:
-    return GRID * max(1, round(pixels / GRID))
+def _to_grid(pixels: float, grid: int = GRID) -> int:
+    return grid * max(1, round(pixels / grid))
 
 
 def _rounded_up(number: float) -> int:

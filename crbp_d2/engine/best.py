@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.engine.hooks import BestCheckpointer
+from detectron2.engine import BestCheckpointer
 
 from crbp_d2.core import ConfigurationError
 from crbp_d2.core.errors import choices, did_you_mean
