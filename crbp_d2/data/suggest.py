@@ -19,30 +19,27 @@ from .measures import Floats, Measures
 
 logger = logging.getLogger(__name__)
 
-SMALL = 0.1
-"""Smaller objects are as many of all: inputs and anchors are made for the others."""
-LARGE = 0.95
-"""The largest anchor is made for all but as many."""
+SMALL, LARGE = 0.1, 0.95
+"""Inputs and anchors are made for the objects between these quantiles."""
 LEAST_SIZE = 16
-"""Pixels that small objects should have, in square roots of areas: four cells of an FPN's finest
-map."""
+"""Pixels of the square root of an object's area: four cells of an FPN's finest map."""
 MOST_ENLARGED = 2.0
 LARGEST_INPUT = 800
 """Pixels of the shorter side: Detectron2's, for memory and time."""
 TRAIN_SHARES = (0.8, 0.9, 1.0)
 LONGEST = 2.0
-"""Longer sides that are more shorter ones are reduced."""
-GRID = 32
-"""Strides of the coarsest map of a backbone."""
+"""Shorter sides in the longest longer one."""
+GRID, TRAIN_GRID = 32, 16
+"""Pixels; the former are a stride of the coarsest map of a backbone."""
 ANCHOR_STRIDES = (2, 8)
-"""The size of an anchor, in strides of its map, lies between these: smaller ones would leave gaps
-between neighbours, and Detectron2's is the upper one."""
+"""Strides in the size of an anchor, from and to: smaller ones leave gaps between neighbours, and
+the latter are Detectron2's."""
 PROPOSALS, DETECTIONS = 2, 4 / 3
-"""Of each for an object, in the image that has most."""
+"""For each object of the image that has most."""
 ROUND = 50
 SMALLEST_STUFF = 0.05
 LARGEST_LIMIT = 4096
-"""Detectron2's."""
+"""Pixels: Detectron2's."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def suggest(measures: Measures, cfg: CfgNode) -> list[Suggestion]:
         measures: of the training data.
         cfg: of the model that shall be trained.
     """
-    inputs = _inputs(measures)
+    inputs = _inputs(measures, cfg)
     if not len(measures.areas):
         return [*inputs, *_stuff(measures)]
     test = {one.key: one.value for one in inputs}
@@ -76,7 +73,7 @@ def suggest(measures: Measures, cfg: CfgNode) -> list[Suggestion]:
     return [*inputs, *_anchors(sides, cfg), *_numbers(measures, cfg), *_stuff(measures)]
 
 
-def _inputs(measures: Measures) -> list[Suggestion]:
+def _inputs(measures: Measures, cfg: CfgNode) -> list[Suggestion]:
     shorter = float(np.median(measures.images.min(axis=1)))
     small = float(np.quantile(measures.sizes, SMALL)) if len(measures.areas) else LEAST_SIZE
     factor = min(max(1.0, LEAST_SIZE / small), MOST_ENLARGED)
@@ -89,13 +86,17 @@ def _inputs(measures: Measures) -> list[Suggestion]:
         seen = float(np.quantile(resized, SMALL))
         reason += (
             f"; {SMALL:.0%} of the objects are smaller than {small:.0f} pixels in the files, and "
-            f"than {seen:.0f} so"
+            f"than {seen:.0f} in this size"
         )
         if seen < LEAST_SIZE and side == LARGEST_INPUT:
             reason += ": cut the images into tiles if these count"
-    longer = f"longer sides are up to {ratio:.2f} shorter ones (99 %)"
+    longer = f"longer sides are up to {ratio:.2f} times the shorter ones (99 % of images)"
+    if ratio > LONGEST:
+        longer += f", and {LONGEST:g} times is the most here"
     shares = ", ".join(f"{share:g}" for share in TRAIN_SHARES)
-    train = sorted({_to_grid(share * side) for share in TRAIN_SHARES})
+    train = sorted({_to_grid(share * side, TRAIN_GRID) for share in TRAIN_SHARES})
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+        train = [train[0], train[-1]]
     return [
         Suggestion("INPUT.MIN_SIZE_TRAIN", train, f"{shares} times that of tests, below"),
         Suggestion("INPUT.MAX_SIZE_TRAIN", longest, longer),
@@ -121,6 +122,7 @@ def _anchors(sides: Floats, cfg: CfgNode) -> Iterator[Suggestion]:
         )
         return
     small, median, large = np.quantile(sides, (SMALL, 0.5, LARGE))
+    # A square that is larger by this factor than an anchor overlaps it by a half.
     reach = math.sqrt(2) * strides[-1] / strides[0]
     least, most = (factor * strides[0] for factor in ANCHOR_STRIDES)
     first = min(max(small, large / reach, least), most)
@@ -141,7 +143,7 @@ def _numbers(measures: Measures, cfg: CfgNode) -> Iterator[Suggestion]:
     rpn = cfg.MODEL.RPN
     for phase in ("TRAIN", "TEST"):
         before, after = f"PRE_NMS_TOPK_{phase}", f"POST_NMS_TOPK_{phase}"
-        what = f"twice {proposals}, of each map"
+        what = f"twice {proposals} proposals from each map, before the NMS"
         yield _at_least(f"MODEL.RPN.{before}", 2 * proposals, rpn[before], what)
         what = f"{PROPOSALS} proposals for each of up to {seen}"
         yield _at_least(f"MODEL.RPN.{after}", proposals, rpn[after], what)
@@ -174,8 +176,8 @@ def _stuff(measures: Measures) -> Iterator[Suggestion]:
     )
 
 
-def _to_grid(pixels: float) -> int:
-    return GRID * max(1, round(pixels / GRID))
+def _to_grid(pixels: float, grid: int = GRID) -> int:
+    return grid * max(1, round(pixels / grid))
 
 
 def _rounded_up(number: float) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.engine.hooks import BestCheckpointer
+from detectron2.engine import BestCheckpointer
 
 from crbp_d2.core import ConfigurationError
 from crbp_d2.core.errors import choices, did_you_mean
@@ -36,7 +36,7 @@ class KeepBest(BestCheckpointer):
     def __init__(self, period: int, checkpointer: Checkpointer, metric: str) -> None:
         # Its own saving adds the score.
         super().__init__(period, self, metric, file_prefix=BEST)
-        self._target = checkpointer
+        self._target, self._metric = checkpointer, metric
 
     def save(self, name: str, iteration: int) -> None:
         """Write the model with its score.
@@ -48,8 +48,8 @@ class KeepBest(BestCheckpointer):
         Raises:
             OSError: it can't be written; an earlier one is as before.
         """
-        value, _ = self.trainer.storage.latest()[self._val_metric]
-        self._target.save_model(name, iteration=iteration, **{_SCORE: {self._val_metric: value}})
+        value, _ = self.trainer.storage.latest()[self._metric]
+        self._target.save_model(name, iteration=iteration, **{_SCORE: {self._metric: value}})
 
     def before_train(self) -> None:
         """Go on from the score of the file, if the training goes on."""
@@ -58,18 +58,18 @@ class KeepBest(BestCheckpointer):
             return
         try:
             stored = read_checkpoint(str(path))
-            value, iteration = stored[_SCORE][self._val_metric], stored["iteration"]
+            value, iteration = float(stored[_SCORE][self._metric]), stored["iteration"]
         except ConfigurationError as error:
             logger.warning("--resume: %s: %s; the next evaluation replaces it", path, error)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             logger.warning(
                 "--resume: %s is not the best by TEST.BEST_METRIC %s; the next evaluation "
                 "replaces it",
                 path,
-                self._val_metric,
+                self._metric,
             )
         else:
-            self._update_best(value, iteration)
+            self.best_metric, self.best_iter = value, iteration
 
 
 def require_best_metric(cfg: CfgNode) -> None:

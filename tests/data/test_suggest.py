@@ -118,14 +118,21 @@ def test_inputs_follow_the_images_and_enlarge_small_objects(images, sides, expec
     found = suggested(drawn([images], [sides]), config())
     assert (found["INPUT.MIN_SIZE_TEST"], found["INPUT.MAX_SIZE_TEST"]) == expected
     assert found["INPUT.MAX_SIZE_TRAIN"] == expected[1]
-    assert found["INPUT.MIN_SIZE_TRAIN"][-1] == expected[0]
-    assert all(side % 32 == 0 for side in found["INPUT.MIN_SIZE_TRAIN"])
+    shares = [side / expected[0] for side in found["INPUT.MIN_SIZE_TRAIN"]]
+    assert shares[-1] == 1 and min(shares) == pytest.approx(0.8, abs=0.21)
+
+
+def test_a_base_that_draws_from_a_range_gets_its_ends():
+    cfg = config(QUICK, "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", (64, 96))
+    measures = drawn([(512, 512)], [[20]])
+    assert suggested(measures, cfg)["INPUT.MIN_SIZE_TRAIN"] == [416, 512]
+    assert suggested(measures, config())["INPUT.MIN_SIZE_TRAIN"] == [416, 464, 512]
 
 
 def test_the_reason_gives_the_figure_and_the_cure_for_what_is_too_large():
     found = reasons(drawn([(3000, 4000)], [[30] * 9]), config())["INPUT.MIN_SIZE_TEST"]
     assert "3000 pixels (median)" in found and "smaller than 30 pixels in the files" in found
-    assert "than 8 so: cut the images into tiles" in found
+    assert "than 8 in this size: cut the images into tiles" in found
     assert "tiles" not in reasons(drawn([(300, 400)], [[30]]), config())["INPUT.MIN_SIZE_TEST"]
 
 
@@ -275,6 +282,7 @@ def suggest_of(folder: Path) -> Any:
     [
         ("--suggest=absent/x.yaml", "absent: no such folder; make it, or name another file"),
         ("--suggest=.", "a folder; name a file in it"),
+        ("--suggest=~nobody_of_that_name/x.yaml", "nobody_of_that_name"),
         ("--config-file=absent.yaml", "config file absent.yaml: no such file"),
     ],
 )
