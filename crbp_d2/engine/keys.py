@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -66,7 +67,57 @@ POSITIVE = (
 )
 """Numbers above 0 in training, by which Detectron2 divides."""
 
+MOST_WORKERS = 1024
+"""Processes that load data: more would be started one after the other, without end."""
+
+
+def _are_names(value: Any) -> bool:
+    return all(isinstance(one, str) for one in value)
+
+
+def _are_numbers(value: Any) -> bool:
+    return bool(value) and all(isinstance(one, (int, float)) and isfinite(one) for one in value)
+
+
+FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "DATALOADER.NUM_WORKERS": (
+        lambda value: 0 <= value <= MOST_WORKERS,
+        f"must be from 0 to {MOST_WORKERS}",
+    ),
+    "DATASETS.TRAIN": (_are_names, "must be names of data sets, in quotes"),
+    "DATASETS.TEST": (_are_names, "must be names of data sets, in quotes"),
+    "MODEL.FPN.IN_FEATURES": (_are_names, "must be names of the backbone's maps, in quotes"),
+    "MODEL.PIXEL_MEAN": (_are_numbers, "must be a number for each channel"),
+    "MODEL.PIXEL_STD": (
+        lambda value: _are_numbers(value) and min(value) > 0,
+        "must be a number above 0 for each channel",
+    ),
+    **{
+        f"MODEL.{part}.IN_FEATURES": (
+            lambda value: bool(value) and _are_names(value),
+            "must be names of the FPN's maps, in quotes",
+        )
+        for part in ("RPN", "ROI_HEADS", "SEM_SEG_HEAD")
+    },
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": (
+        lambda value: abs(value) < 2**31,
+        "must be a label, as 255",
+    ),
+}
+"""What keys must be, beyond the type that Detectron2 asks for."""
+
 REFUSED = (
+    Rule(
+        "DATASETS.TRAIN",
+        lambda cfg: not cfg.DATASETS.TRAIN,
+        "there is nothing to learn from; name a data set",
+        training=True,
+    ),
+    Rule(
+        "MODEL.PIXEL_STD",
+        lambda cfg: len(cfg.MODEL.PIXEL_STD) != len(cfg.MODEL.PIXEL_MEAN),
+        "must have as many numbers as MODEL.PIXEL_MEAN, one for each channel",
+    ),
     Rule(
         "MODEL.LOAD_PROPOSALS",
         lambda cfg: cfg.MODEL.LOAD_PROPOSALS,
@@ -281,6 +332,10 @@ def _of_values(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
         if value not in allowed:
             meant = did_you_mean(str(value), allowed)
             yield f"{key} is {value!r}: choose from {choices(allowed)}{f'; {meant}' * bool(meant)}"
+    for key, (is_so, wanted) in FORMS.items():
+        value = value_of(cfg, key)
+        if not is_so(value):
+            yield f"{key} is {value!r}: {wanted}"
     for key in () if eval_only else POSITIVE:
         value = value_of(cfg, key)
         if not value > 0:

@@ -26,6 +26,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import crbp_d2.modeling  # noqa: F401  registers heads and backbone
+from crbp_d2.config import keys_of, value_of
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
@@ -145,9 +146,15 @@ class Trainer(DefaultTrainer):
         try:
             model: torch.nn.Module = super().build_model(cfg)
         except KeyError as error:
+            name = error.args[0]
+            for key in keys_of(cfg):
+                if key.endswith("IN_FEATURES") and name in value_of(cfg, key):
+                    raise ConfigurationError(
+                        f"{key} has {name!r}: there is no map of that name; correct it"
+                    ) from error
             if "registry" not in str(error):
                 raise
-            raise ConfigurationError(f"a NAME or META_ARCHITECTURE: {error.args[0]}") from error
+            raise ConfigurationError(f"a NAME or META_ARCHITECTURE: {name}") from error
         return model
 
     @classmethod

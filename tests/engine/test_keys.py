@@ -192,6 +192,36 @@ def test_what_cannot_be_as_it_is_is_refused_before_anything_is_built(
         prepare(cfg, eval_only=False)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DATASETS.TRAIN", ()),
+        ("DATASETS.TRAIN", (1, 2, 3)),
+        ("DATASETS.TEST", (None,)),
+        ("MODEL.PIXEL_MEAN", ()),
+        ("MODEL.PIXEL_MEAN", ("a",)),
+        ("MODEL.PIXEL_MEAN", (float("inf"),) * 3),
+        ("MODEL.PIXEL_STD", (1.0, 2.0)),
+        ("MODEL.PIXEL_STD", (1.0, 2.0, 0.0)),
+        ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ()),
+        ("MODEL.RPN.IN_FEATURES", (5,)),
+        ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 10**20),
+        ("DATALOADER.NUM_WORKERS", -1),
+        ("DATALOADER.NUM_WORKERS", 10**20),
+    ],
+)
+def test_a_value_of_another_form_is_refused_before_anything_is_built(key, value, shapes, tmp_path):
+    cfg = config(tmp_path, key, value)
+    with pytest.raises(ConfigurationError, match=rf"^{key} is .*: (must be|must have|there is)"):
+        prepare(cfg, eval_only=False)
+
+
+@pytest.mark.parametrize("key", ["MODEL.ROI_HEADS.IN_FEATURES", "MODEL.FPN.IN_FEATURES"])
+def test_a_map_that_the_backbone_lacks_is_named(key, shapes, tmp_path):
+    with pytest.raises(ConfigurationError, match=f"{key} has 'p9': there is no map of that name"):
+        Trainer.build_model(config(tmp_path, key, ["p9"]))
+
+
 def test_all_that_is_wrong_is_named_at_once(shapes, tmp_path):
     cfg = config(tmp_path, "TEST.AUG.ENABLED", True, "MODEL.KEYPOINT_ON", True)
     with pytest.raises(ConfigurationError, match=r"MODEL\.KEYPOINT_ON.*\nTEST\.AUG\.ENABLED"):
