@@ -17,8 +17,8 @@ PARTS = "CRBP_D2_PARTS"
 """Environment variable of modules with parts of your own."""
 COMMON = ("NAME", "STEPS", "TEST_STEPS", "SPREAD", "COMPILE")
 """Keys of nodes that are not options of the part which is chosen."""
-NOT_OPTIONS = ("name", "max_samples", "choice")
-"""Of penalties: the first is the name of the node, the others `PENALTY.SAMPLES` and `.CHOICE`."""
+NOT_OPTIONS = ("name", "max_samples")
+"""Of penalties: the first is the name of the node, the other `PENALTY.SAMPLES`."""
 
 
 def add_crbp_config(cfg: CfgNode) -> None:
@@ -78,8 +78,6 @@ def add_crbp_config(cfg: CfgNode) -> None:
     penalty = node.PENALTY = CfgNode(new_allowed=True)
     # Compute penalties on this many samples (RoIs), to save memory and time; 0 for all.
     penalty.SAMPLES = 0
-    # Which ones: random, or moving for those whose state changed most in the last step.
-    penalty.CHOICE = "random"
     # Factor on the weights of all penalties but the Lipschitz coefficient penalty over training:
     # ((iteration, factor), ...), linear between the points. ((1000, 0.0), (2000, 1.0)) learns first
     # and contracts afterwards. () for none.

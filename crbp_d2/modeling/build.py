@@ -38,7 +38,6 @@ KEYS = {
     "spread": "SOLVER.SPREAD",
     "early_from": "LOSS.EARLY_FROM",
     "penalty.max_samples": "PENALTY.SAMPLES",
-    "penalty.choice": "PENALTY.CHOICE",
     "points": "PENALTY.SCHEDULE",
 }
 """Keys of `CRBP` that are not the name of an option in capitals."""
@@ -202,6 +201,5 @@ def _penalties(node: CfgNode) -> tuple[str, dict[str, dict[str, Any]]]:
             algorithm += f"+{name}"
         if schedule and name != "lcp":
             options["weight"] = WeightSchedule(tuple((i, penalty.weight * f) for i, f in schedule))
-        common = {"max_samples": node.PENALTY.SAMPLES or None, "choice": node.PENALTY.CHOICE}
-        found[name] = {**options, **common}
+        found[name] = {**options, "max_samples": node.PENALTY.SAMPLES or None}
     return algorithm, found

@@ -17,7 +17,6 @@ from crbp_d2.core.registry import Registry
 from crbp_d2.core.state import Parts
 
 REDUCTIONS = ("mean", "sum")
-CHOICES = ("random", "moving")
 
 
 @dataclass(frozen=True)
@@ -76,23 +75,19 @@ class Penalty(ABC):
     Attributes:
         weight: factor, constant or by a schedule. The value itself is unweighted.
         reduction: `mean` or `sum` over the samples: what a value on some of them stands for.
-        max_samples: compute it on this many samples, on a graph of their own (memory); `None` for
-            all samples, on the graph that is there already.
-        choice: of those: `random`, or `moving` for the ones whose state changed most in the last
-            step, by `relative_residual`.
+        max_samples: compute it on this many samples, drawn at random, on a graph of their own
+            (memory); `None` for all samples, on the graph that is there already.
         name: key of the value among losses and diagnostics; that of the class if empty.
     """
 
     weight: Weight = 1.0
     reduction: str = "mean"
     max_samples: int | None = None
-    choice: str = "random"
     name: str = ""
 
     def __post_init__(self) -> None:
         name = self.name or type(self).__name__.lower()
         one_of("reduction", self.reduction, REDUCTIONS, label=f"{name}: reduction")
-        one_of("choice", self.choice, CHOICES, label=f"{name}: choice")
         weight = self.weight
         if not isinstance(weight, WeightSchedule):
             weight = number("weight", weight, least=0, label=f"{name}: weight")

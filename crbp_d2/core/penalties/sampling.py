@@ -11,7 +11,6 @@ from torch import Tensor
 from crbp_d2.core.adjoints.base import Recorded
 from crbp_d2.core.cells.norms import step_again
 from crbp_d2.core.circuit import Circuit
-from crbp_d2.core.diagnostics import relative_residual
 from crbp_d2.core.penalties.base import Penalty, WeightSchedule
 from crbp_d2.core.state import select_samples
 
@@ -74,7 +73,8 @@ def penalise(
         most = total if penalty.max_samples is None else min(penalty.max_samples, total)
         quota = most if share is None else share.quotas[penalty.name]
         if quota < samples:
-            chosen = _choose(quota, penalty.choice, recorded, usable)
+            drawn = torch.randperm(samples, device=before[0].device)[:quota]
+            chosen = drawn if usable is None else usable[drawn]
         if chosen is not None:
             before = select_samples(before, chosen)
             with step_again(circuit.cell):
@@ -87,21 +87,9 @@ def penalise(
     return found
 
 
-def _choose(quota: int, choice: str, recorded: Recorded, usable: Tensor | None) -> Tensor:
-    """Indices of `quota` samples, of the usable ones."""
-    state = recorded.before[0]
-    if choice == "moving":
-        moved = relative_residual(recorded.after, recorded.before)
-        chosen = (moved if usable is None else moved[usable]).topk(quota).indices
-    else:
-        samples = len(state) if usable is None else len(usable)
-        chosen = torch.randperm(samples, device=state.device)[:quota]
-    return chosen if usable is None else usable[chosen]
-
-
 def shares_of(chunks: Sequence[slice], penalties: Sequence[Penalty]) -> list[Share]:
     """The share of each chunk of a batch. Where a penalty is taken over some samples only, how many
-    of each chunk is drawn at random, as what moves is known of a chunk only once it has run."""
+    of each chunk is drawn at random."""
     total = chunks[-1].stop
     quotas: list[dict[str, int]] = [{} for _ in chunks]
     # On the CPU, as reading it from a GPU would wait for all that runs there.
