@@ -319,8 +319,8 @@ class LongRangeConv2d(nn.Conv2d):
     def _in_fourier_domain(self, maps: Tensor) -> bool:
         if self.method == "direct" or maps.dim() != 4 or not maps.numel():
             return False
-        # What is kept from call to call has no place in a compiled graph.
-        if torch.compiler.is_compiling():
+        # Neither what is kept from call to call nor tiles of one size have a place in a graph.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         if self.method == "fft":
             return True
