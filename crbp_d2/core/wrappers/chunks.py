@@ -41,8 +41,8 @@ class Chunks:
     """A recurrence that computes at most so many samples at a time.
 
     Memory then does not grow with the batch but for its drives and states; it costs one more step.
-    A run that is observed or exported is not cut. The backward pass puts copies of the weights into the cell
-    for a moment, so that threads must not share it.
+    A run that is observed or exported is not cut. The backward pass puts copies of the weights into
+    the cell for a moment, so that threads must not share it.
 
     Args:
         recurrence: to run; called like it. It needs an adjoint that records the last step alone.
