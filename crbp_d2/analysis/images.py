@@ -332,3 +332,22 @@ def model_input(path: Path, cfg: Any) -> dict[str, Any]:
         "height": original.shape[0],
         "width": original.shape[1],
     }
+
+
+def predict(run: Run, path: str | Path) -> dict[str, Any]:
+    """What a panoptic model, or one of objects, answers to an image.
+
+    Args:
+        run: the model, see `load_run`.
+        path: of the image.
+
+    Returns:
+        As Detectron2's models do, at the size of the image: `instances`, of a panoptic model also
+        `sem_seg` and `panoptic_seg`, segment ids `(H, W)` and their infos.
+
+    Raises:
+        DatasetError, OSError, SyntaxError, ...: see `read_image`.
+    """
+    with torch.no_grad():
+        answer: dict[str, Any] = run.model([model_input(Path(path), run.cfg)])[0]
+    return answer
