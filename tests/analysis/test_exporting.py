@@ -284,6 +284,13 @@ def test_what_cannot_be_exported_is_told_in_one_line(
     assert not output.parent.exists()
 
 
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ConfigurationError, match="--format onnx needs onnx,.* pip install onnx"):
+        export(model_of(config("GeneralizedRCNN")), photograph(*SIZES[0]), "onnx")
+
+
 def test_a_file_that_answers_otherwise_is_not_written(tmp_path, tool, capsys, monkeypatch):
     folder = written(tmp_path / "run", config("PanopticFPN"))
     monkeypatch.setattr(exported, "MOST_DIFFERING", -1.0)
