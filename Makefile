@@ -77,7 +77,8 @@ test-detectron2: install
 	  { echo "make: DETECTRON2=FOLDER must name a folder that holds detectron2/" >&2; exit 1; }
 	PYTHONPATH="$$(cd "$(DETECTRON2)" && pwd)" "$(run)" $(pytest) -m "not faults" -p no:cacheprovider \
 	  tests/convert tests/data tests/evaluation tests/launch tests/modeling tests/pathfinder \
-	  tests/analysis/test_steps.py tests/analysis/test_predictions.py tests/analysis/test_page.py \
+	  tests/analysis/test_exporting.py tests/analysis/test_segments.py tests/analysis/test_steps.py \
+	  tests/analysis/test_predictions.py tests/analysis/test_page.py \
 	  tests/setup/test_detectron2_calls.py tests/setup/test_doctor.py -k "not mistake"
 
 # Warnings, dead links between the pages among them, are errors.

@@ -2,7 +2,9 @@
 """Predictions on any images.
 
 Panoptic models: image, the segments of each model and, of images of the first data set of
-DATASETS.TEST, the ground truth, side by side in IMAGE.png.
+DATASETS.TEST, the ground truth, side by side in IMAGE.png. --segments FOLDER also writes the
+segments of a model in COCO's panoptic format, at the size of the images: panoptic.json and
+panoptic/IMAGE.png.
 
 Contour models (Pathfinder; grey images): the step from which on each pixel stayed in the predicted
 contour, in IMAGE.png and IMAGE.pdf; the steps as numbers, 0 for never, in IMAGE.csv (of several
@@ -17,11 +19,13 @@ examples:
   tools/demo.py outputs/shapes_settling --count 4 --output pictures
   tools/demo.py C-RBP=outputs/coco BPTT=outputs/coco_bptt --input holiday 'street/*.jpg' \\
       --output pictures
+  tools/demo.py outputs/coco --input holiday --output pictures --segments holiday_segments
   tools/demo.py crbp://pathfinder_tiny_contracting --input drawing.png --output pictures
   tools/demo.py outputs/pathfinder_tiny_bptt --steps 24 --output pictures
 """
 
 import argparse
+import contextlib
 import functools
 import sys
 from pathlib import Path
@@ -51,6 +55,7 @@ from crbp_d2.analysis.predictions import write_claim_picture, write_panoptic_pic
 from crbp_d2.analysis.runs import Run
 from crbp_d2.config import require_few_steps
 from crbp_d2.core import ConfigurationError
+from crbp_d2.evaluation.segments import Keep, root_of, writing_segments
 from crbp_d2.launch import run_alone
 
 
@@ -64,9 +69,16 @@ def main() -> None:
         "--input",
         nargs="+",
         metavar="IMAGE",
-        help="files, folders and patterns (default: images of the first test data set)",
+        help="files, folders with all below them, and patterns (default: images of the first test "
+        "data set)",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--segments",
+        type=Path,
+        metavar="FOLDER",
+        help="new, for the segments of one panoptic model in COCO's panoptic format",
+    )
     parser.add_argument(
         "--count",
         type=int,
@@ -87,7 +99,8 @@ def main() -> None:
         at_least_one("--count", arguments.count)
         at_least_one("--steps", arguments.steps)
         require_few_steps("--steps", arguments.steps or 0)
-        paths = find_images(arguments.input or ())
+        written = [folder for folder in (arguments.output, arguments.segments) if folder]
+        paths = find_images(arguments.input or (), written)
         runs = load_predictors(
             arguments.runs, arguments.opts, data_set=arguments.dataset, needs_data=not paths
         )
@@ -107,16 +120,27 @@ def draw_panoptic(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
     truth = panoptic_truth(runs[0])
     if not paths and truth is None:
         raise ConfigurationError("DATASETS.TEST names no panoptic data; name some, or give --input")
+    if arguments.segments is not None and len(runs) > 1:
+        raise ConfigurationError("--segments are those of a single RUN; name one, or leave it out")
     check = functools.partial(require_photograph, values=intensity_range_of(runs[0].cfg))
     read_each(tqdm(paths, "reading", disable=not paths), check)
     paths = paths or truth.images(arguments.count)
     outputs = output_names(paths, arguments.output)
-    for path, output in zip(tqdm(paths, "pictures"), outputs, strict=True):
-        write_panoptic_picture(path, output, runs, runs[0].metadata, truth)
+    metadata = runs[0].metadata
+    with contextlib.ExitStack() as stack:
+        keep: Keep | None = None
+        if arguments.segments is not None:
+            keep = stack.enter_context(writing_segments(arguments.segments, paths, metadata))
+        for path, output in zip(tqdm(paths, "pictures"), outputs, strict=True):
+            write_panoptic_picture(path, output, runs, metadata, truth, keep)
+    if arguments.segments is not None:
+        sys.stdout.write(f"{arguments.segments}: segments of the images in {root_of(paths)}\n")
 
 
 def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Path]) -> None:
     """Pictures and numbers of contour models."""
+    if arguments.segments is not None:
+        raise ConfigurationError("--segments are those of a panoptic model; leave it out")
     last = arguments.steps
     if last is None:
         last = 2 * max(run.trained_steps for run in runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import glob
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -108,8 +109,13 @@ def is_contour_model(run: Run) -> bool:
     )
 
 
-def find_images(inputs: Iterable[str]) -> list[Path]:
-    """The images that files, folders and patterns such as `scenes/*.png` name, in their order.
+def find_images(inputs: Iterable[str], written: Iterable[Path] = ()) -> list[Path]:
+    """The images that files, folders and patterns such as `scenes/*.png` name, in their order; of a
+    folder those of all folders in it, but for hidden ones.
+
+    Args:
+        written: folders whose files an earlier call may have left: in none that is walked are they
+            images.
 
     Raises:
         ConfigurationError: one of them names none.
@@ -118,7 +124,7 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            matches = [one for one in sorted(path.iterdir()) if one.suffix.lower() in ENDINGS]
+            matches = _walked(path, [folder.resolve() for folder in written])
         elif path.is_file():
             matches = [path]
         else:
@@ -130,6 +136,18 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
             )
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def _walked(folder: Path, written: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and Path(parent, name).resolve() not in written
+        )
+        found += (Path(parent, name) for name in sorted(names) if not name.startswith("."))
+    return [path for path in found if path.suffix.lower() in ENDINGS]
 
 
 def intensity_range_of(cfg: CfgNode) -> IntensityRange | None:
@@ -314,3 +332,22 @@ def model_input(path: Path, cfg: Any) -> dict[str, Any]:
         "height": original.shape[0],
         "width": original.shape[1],
     }
+
+
+def predict(run: Run, path: str | Path) -> dict[str, Any]:
+    """What a panoptic model, or one of objects, answers to an image.
+
+    Args:
+        run: the model, see `load_run`.
+        path: of the image.
+
+    Returns:
+        As Detectron2's models do, at the size of the image: `instances`, of a panoptic model also
+        `sem_seg` and `panoptic_seg`, segment ids `(H, W)` and their infos.
+
+    Raises:
+        DatasetError, OSError, SyntaxError, ...: see `read_image`.
+    """
+    with torch.no_grad():
+        answer: dict[str, Any] = run.model([model_input(Path(path), run.cfg)])[0]
+    return answer

@@ -198,7 +198,7 @@ def _panoptic(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepOu
     ]
     for step in steps:
         outputs = [
-            _combined(model, record, found, masks, semantic)
+            combined(model, record, found, masks, semantic)
             for record, found, masks, semantic in zip(
                 batch, detections, seen.masks.pop(step), stuff, strict=True
             )
@@ -206,14 +206,19 @@ def _panoptic(model: Any, batch: Batch, steps: Sequence[int]) -> Iterator[StepOu
         yield StepOutput(step, outputs, seen.change[step])
 
 
-def _combined(
+def combined(
     model: Any, record: Output, found: Instances, masks: Tensor, semantic: Tensor
 ) -> Output:
-    """What the model returns of one image, given its detections with the masks of a step.
+    """What a `PanopticFPN` returns of one image, given its parts.
 
-    All steps have the same detections, and Detectron2 scales the boxes of those it gets in place:
-    it gets copies.
+    Args:
+        model: whose thresholds count.
+        record: what the model takes of the image.
+        found: detections, which stay as they are.
+        masks: of these, `(N, 1, S, S)` probabilities.
+        semantic: `(K, H, W)` logits at the size of the answer.
     """
+    # All steps have the same detections, and Detectron2 scales the boxes of those it gets in place.
     own = copy.deepcopy(found)
     own.pred_masks = masks
     instances = detector_postprocess(own, *_output_size(record))

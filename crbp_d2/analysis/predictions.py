@@ -27,8 +27,9 @@ from crbp_d2.analysis.runs import Run
 from crbp_d2.data import read_image
 from crbp_d2.data.storage import write_whole
 from crbp_d2.evaluation.colours import ObjectColours
-from crbp_d2.evaluation.drawing import draw_segments, scaled, side_by_side
+from crbp_d2.evaluation.drawing import LONGEST_SIDE, draw_segments, scaled, side_by_side
 from crbp_d2.evaluation.pictures import answer_as_drawn, unused
+from crbp_d2.evaluation.segments import Keep
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,7 +38,11 @@ DARKEST = 0.15
 
 
 def panoptic_picture(
-    path: Path, runs: Sequence[Run], metadata: Any, truth: PanopticTruth | None = None
+    path: Path,
+    runs: Sequence[Run],
+    metadata: Any,
+    truth: PanopticTruth | None = None,
+    keep: Keep | None = None,
 ) -> Pixels:
     """An image, each model's segments, and the true ones where they are known.
 
@@ -46,6 +51,8 @@ def panoptic_picture(
         runs: panoptic models of the same classes.
         metadata: with the names of these classes.
         truth: what is known.
+        keep: takes the segments of the models, see `crbp_d2.evaluation.segments`. They are asked
+            for at the size of the image, or of a larger one at that at which a model looks at it.
 
     Returns:
         `(H', W', 3)` RGB, 0..255; see `side_by_side`.
@@ -57,9 +64,14 @@ def panoptic_picture(
     true = [] if known is None else [draw_segments(image, *known, metadata, colours)]
     panels = [("image", image)]
     for run in runs:
-        answer = answer_as_drawn(run.model, model_input(path, run.cfg))
+        record = model_input(path, run.cfg)
+        longest = None if keep is None else max(LONGEST_SIDE, *record["image"].shape)
+        answer = answer_as_drawn(run.model, record, longest)
         segments, infos = answer["panoptic_seg"]
-        drawn = draw_segments(image, segments.cpu().numpy(), infos, metadata, colours)
+        found = segments.cpu().numpy()
+        if keep is not None:
+            keep(path, (record["height"], record["width"]), found, infos)
+        drawn = draw_segments(image, found, infos, metadata, colours)
         panels.append((run.label, drawn))
     return side_by_side([*panels, *(("ground truth", picture) for picture in true)])
 
@@ -70,10 +82,11 @@ def write_panoptic_picture(
     runs: Sequence[Run],
     metadata: Any,
     truth: PanopticTruth | None = None,
+    keep: Keep | None = None,
 ) -> None:
     """Write `panoptic_picture` to `output` with the ending `.png`, whole or not at all."""
     content = io.BytesIO()
-    Image.fromarray(panoptic_picture(path, runs, metadata, truth)).save(content, "png")
+    Image.fromarray(panoptic_picture(path, runs, metadata, truth, keep)).save(content, "png")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output.with_name(f"{output.name}.png"), content.getvalue())
 

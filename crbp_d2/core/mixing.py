@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crbp_d2.core.graphs import is_exporting
 from crbp_d2.core.state import (
     Parts,
     at_least_float32,
@@ -40,7 +41,7 @@ class Differences:
     """
 
     def __init__(self, template: Parts, memory: int) -> None:
-        samples = len(template[0])
+        samples = template[0].shape[0]
 
         def columns() -> Parts:
             return tuple(
@@ -120,7 +121,7 @@ def _minus(parts: Parts, stored: Parts, coefficients: Tensor) -> Parts:
 
 def selected(condition: Tensor, parts: Parts, other: Parts | None = None) -> Parts:
     """`where_samples`; where asking costs nothing and all samples are selected, without a copy."""
-    if not condition.is_cuda and bool(condition.all()):
+    if not (condition.is_cuda or is_exporting()) and bool(condition.all()):
         return parts
     return where_samples(condition, parts, other)
 

@@ -23,6 +23,7 @@ from crbp_d2.core.checks import (
 from crbp_d2.core.circuit import Cell, Circuit
 from crbp_d2.core.diagnostics import AdjointReport, Diagnostics, relative_residual
 from crbp_d2.core.errors import ConfigurationError
+from crbp_d2.core.graphs import is_exporting, refuse_exporting
 from crbp_d2.core.guard import (
     POLICIES,
     explain_non_finite,
@@ -205,7 +206,10 @@ class Recurrence(nn.Module):
             CellError: the cell breaks its contract, or its result does not depend on the state.
             NonFiniteError: a state or (in the backward pass) a gradient is not finite.
             ConfigurationError: the adjoint can't work with this number of steps.
+            UnsupportedError: an exported graph can't hold it.
         """
+        if is_exporting():
+            return self._exported(drive, state, steps)
         if torch.compiler.is_compiling():
             # Of a compiled model: its graphs end here, as they can't be differentiated twice.
             options = {"iteration": iteration, "steps": steps, "observe": observe}
@@ -216,6 +220,18 @@ class Recurrence(nn.Module):
         steps = self.draw_steps() if steps is None else integer("steps", steps, 1)
         circuit = self.circuit(drive, state)
         return self.run(circuit, steps, iteration=iteration, observe=observe)
+
+    def _exported(self, drive: Drive, state: State | None, steps: int | None) -> RecurrenceResult:
+        """A run for a graph: the steps alone, as checks and guards ask for values."""
+        if self.training:
+            refuse_exporting("a recurrence in training draws and records", "call eval() first")
+        template = initial_state(self.cell, drive) if state is None else state
+        circuit = Circuit(self.cell, drive, template)
+        steps = self.draw_steps() if steps is None else integer("steps", steps, 1)
+        taken, last, report = self._take(circuit, to_parts(template), steps, False, None)
+        residual = relative_residual(last.after, last.before)
+        diagnostics = Diagnostics(steps=taken, residual=residual, adjoint=report)
+        return RecurrenceResult(from_parts(last.state, template), diagnostics)
 
     def circuit(self, drive: Drive, state: State | None = None) -> Circuit:
         """The cell with its drive, and where it starts as the template."""

@@ -32,7 +32,8 @@ def from_parts(parts: Parts, template: State | Drive) -> State:
 
 def flatten(part: Tensor) -> Tensor:
     """`(N, ...)` as `(N, D)`, also without samples or with a single number each."""
-    return part.reshape(len(part), math.prod(part.shape[1:]))
+    # Not `len`, which would be a constant of an exported graph.
+    return part.reshape(part.shape[0], math.prod(part.shape[1:]))
 
 
 def flatten_parts(parts: Parts) -> Tensor:

@@ -127,7 +127,7 @@ def _reduced(picture: Pixels) -> Pixels:
     return scaled(picture, SHOWN_SIDE) if max(picture.shape) > SHOWN_SIDE else picture
 
 
-def answer_as_drawn(model: Any, record: Record) -> Record:
+def answer_as_drawn(model: Any, record: Record, longest: int | None = None) -> Record:
     """What a model answers to an image; to one that is drawn smaller than it is, in that size.
 
     Masks of dozens of objects at the size of a large image would take gigabytes, to be reduced
@@ -136,11 +136,13 @@ def answer_as_drawn(model: Any, record: Record) -> Record:
     Args:
         model: in evaluation mode.
         record: what it takes; `height` and `width` are those of the image.
+        longest: side of what is drawn, `LONGEST_SIDE` by default.
     """
-    if not isinstance(model, PanopticFPN) or max(record["height"], record["width"]) <= LONGEST_SIDE:
+    longest = longest or LONGEST_SIDE
+    if not isinstance(model, PanopticFPN) or max(record["height"], record["width"]) <= longest:
         with torch.no_grad():
             return model([record])[0]
-    height, width = drawn_size(record["height"], record["width"])
+    height, width = drawn_size(record["height"], record["width"], longest)
     least = model.combine_stuff_area_thresh
     part = height * width / (record["height"] * record["width"])
     model.combine_stuff_area_thresh = least * part

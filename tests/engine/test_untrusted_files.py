@@ -94,6 +94,7 @@ BY_RUN = {
     "analyze.py stopping": lambda f: [f.run, "--batches", 1],
     "benchmark.py gradients": lambda f: [f.run, "--rounds", 1],
     "demo.py": lambda f: [f.run, "--count", 1, "--output", f.folder / "out"],
+    "export.py": lambda f: [f.run, "--format", "torchscript", "--output", f.folder / "model.pt"],
 }
 LOADING = sorted(BY_RUN.keys() - {"analyze.py curves"})
 # `compare.py` trains from configs of its user's own, named in a file of his own.

@@ -13,6 +13,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from crbp_d2.evaluation.panoptic import averages, compare_segments
+from crbp_d2.evaluation.segments import in_categories
 
 Json = dict[str, Any]
 
@@ -39,15 +40,7 @@ def image_quality(
     Returns:
         0..100; NaN where neither has a category.
     """
-    known = {
-        True: _inverse(metadata.thing_dataset_id_to_contiguous_id),
-        False: _inverse(metadata.stuff_dataset_id_to_contiguous_id),
-    }
-    predicted = [
-        {"id": info["id"], "category_id": known[bool(info["isthing"])][info["category_id"]]}
-        for info in infos
-        if info["category_id"] in known[bool(info["isthing"])]
-    ]
+    predicted = in_categories(infos, metadata)
     shown = np.where(np.isin(segments, [info["id"] for info in predicted]), segments, 0)
     with tempfile.TemporaryDirectory(prefix="panoptic_image") as folder:
         Image.fromarray(id2rgb(shown)).save(Path(folder, "prediction.png"))
@@ -59,7 +52,3 @@ def image_quality(
             categories=categories,
         )
     return float(averages(counts, categories)["PQ"])
-
-
-def _inverse(mapping: Mapping[int, int]) -> dict[int, int]:
-    return {value: key for key, value in mapping.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crbp_d2.core.errors import ConfigurationError, choices
+from crbp_d2.core.graphs import is_exporting
 from crbp_d2.core.state import at_least_float32
 
 
@@ -58,7 +59,8 @@ def softplus(x: Tensor) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.softplus(x)
-    result: Tensor = _Softplus.apply(x)
+    # A graph can hold the operations, but not a function of Python's.
+    result: Tensor = _Softplus.forward(x) if is_exporting() else _Softplus.apply(x)
     return result
 
 

@@ -317,10 +317,10 @@ class LongRangeConv2d(nn.Conv2d):
         return tiling(height, width, self.kernel_size[0], channels)
 
     def _in_fourier_domain(self, maps: Tensor) -> bool:
-        if self.method == "direct" or maps.dim() != 4 or not maps.numel():
+        # Neither what is kept from call to call nor tiles of one size have a place in a graph.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
-        # What is kept from call to call has no place in a compiled graph.
-        if torch.compiler.is_compiling():
+        if self.method == "direct" or maps.dim() != 4 or not maps.numel():
             return False
         if self.method == "fft":
             return True

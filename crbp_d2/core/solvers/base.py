@@ -61,4 +61,4 @@ SOLVERS: Registry[Solver] = Registry("solver")
 
 def all_steps(start: Parts, steps: int) -> Tensor:
     """`(N,)`: every sample of `start` takes all steps."""
-    return torch.full((len(start[0]),), float(steps), device=start[0].device)
+    return torch.full((start[0].shape[0],), float(steps), device=start[0].device)

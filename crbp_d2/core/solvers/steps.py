@@ -12,6 +12,7 @@ from torch import nn
 from crbp_d2.core.cells.norms import refuse_coupled_samples
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import relative_residual
+from crbp_d2.core.graphs import refuse_exporting
 from crbp_d2.core.options import number_or_none, one_of, settle
 from crbp_d2.core.solvers.base import SOLVERS, Observer, Solved, Solver, all_steps
 from crbp_d2.core.solvers.precision import PRECISIONS, early_steps_lowered, is_lowered
@@ -53,7 +54,7 @@ class PlainSteps(Solver):
         tolerance = self.tolerance if circuit.training else self.test_tolerance
         if tolerance is not None:
             _refuse_coupled(circuit.cell)
-
+            refuse_exporting("a tolerance stops steps by their values", "set test_tolerance None")
         if is_lowered(self.precision, (*circuit.drives, *start)):
             full = partial(replace(self, precision="full"), circuit)
             return early_steps_lowered(full, start, steps, observe)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.errors import ConfigurationError
+from crbp_d2.core.graphs import refuse_exporting
 from crbp_d2.core.options import number, one_of, settle
 from crbp_d2.core.solvers.base import SOLVERS, Observer, Solved, Solver, all_steps
 from crbp_d2.core.state import Parts, flatten_parts, unflatten_parts
@@ -52,6 +53,7 @@ class TorchDEQ(Solver):
     def __call__(
         self, circuit: Circuit, start: Parts, steps: int, observe: Observer | None = None
     ) -> Solved:
+        refuse_exporting("torchdeq stops by values", "take the solver steps")
         self.check(circuit.cell, steps + 1)
         solve = _solver(self.method)
         counted = 0

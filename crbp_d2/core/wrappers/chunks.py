@@ -21,6 +21,7 @@ from crbp_d2.core.cells.norms import Buffers, buffers_of, refuse_coupled_samples
 from crbp_d2.core.circuit import Circuit
 from crbp_d2.core.diagnostics import AdjointReport, Diagnostics
 from crbp_d2.core.errors import ConfigurationError, NonFiniteError, refuse_second_order
+from crbp_d2.core.graphs import is_exporting
 from crbp_d2.core.guard import explain_non_finite, finite_samples
 from crbp_d2.core.options import integer
 from crbp_d2.core.penalties.sampling import shares_of
@@ -40,8 +41,8 @@ class Chunks:
     """A recurrence that computes at most so many samples at a time.
 
     Memory then does not grow with the batch but for its drives and states; it costs one more step.
-    A run that is observed is not cut. The backward pass puts copies of the weights into the cell
-    for a moment, so that threads must not share it.
+    A run that is observed or exported is not cut. The backward pass puts copies of the weights into
+    the cell for a moment, so that threads must not share it.
 
     Args:
         recurrence: to run; called like it. It needs an adjoint that records the last step alone.
@@ -80,6 +81,8 @@ class Chunks:
     ) -> RecurrenceResult:
         """See `Recurrence.forward`."""
         run = self.recurrence
+        if is_exporting():
+            return run(drive, state, iteration=iteration, steps=steps, observe=observe)
         whole = run.circuit(drive, state)
         start = to_parts(whole.template)
         chunks = chunks_of(len(start[0]), self.samples)
