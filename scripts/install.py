@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 ALIAS = ROOT / "detectron2_alias"
 ALIAS_DISTRIBUTION = "detectron2-from-labgym"
-EXTRAS = "dev,viz,deq,pretrained,docs"
+EXTRAS = "dev,viz,deq,pretrained,docs,onnx"
 # Import names; their absence means that the environment is not (or no longer) set up.
 MODULES = (
     *("torch", "torchvision", "numpy", "PIL", "cv2", "scipy", "tqdm", "tabulate", "yaml"),

@@ -123,7 +123,7 @@ def test_an_empty_environment_of_our_own_gets_everything_as_pinned(checkout: Che
     assert wanted[:4] == [
         "--no-build-isolation",
         "-e",
-        ".[dev,viz,deq,pretrained,docs]",
+        ".[dev,viz,deq,pretrained,docs,onnx]",
         "torchvision",
     ]
     # A copy, because building would leave litter in the checkout.
@@ -140,7 +140,7 @@ def test_what_is_there_is_not_asked_for(checkout: Checkout):
     checkout.add_distribution("torch", "2.3.0")
     assert checkout.install().returncode == 0
     (call,) = checkout.pip_calls()
-    assert call["arguments"][-3:] == ["-e", ".[dev,viz,deq,pretrained,docs]", "torchvision"]
+    assert call["arguments"][-3:] == ["-e", ".[dev,viz,deq,pretrained,docs,onnx]", "torchvision"]
     assert "torch==2.3.0" in call["constraints"].splitlines()
     assert "torchvision==" not in call["constraints"]
 
