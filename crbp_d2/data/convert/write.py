@@ -112,7 +112,7 @@ def convert(
 
 def _check_name(name: str) -> None:
     try:
-        if "/" not in relative_path(name):
+        if "/" not in relative_path(name) and name.strip(" ."):
             return
     except ValueError:
         pass
