@@ -40,6 +40,7 @@ from crbp_d2.analysis.processes import Failed
 from crbp_d2.data.storage import write_whole
 from crbp_d2.launch import run_alone
 from crbp_d2.mistakes import told
+from crbp_d2.output import say
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def main() -> None:
         parser.error(told(error) or str(error.args[0] if error.args else error))
     table = "\n".join(markdown(comparison, found)) + "\n"
     write_whole(output / "table.md", table.encode())
-    sys.stdout.write(table)
+    say(table)
     if failed:
         sys.exit("\n".join(f"{one.label}: {one.reason}" for one in failed))
 
