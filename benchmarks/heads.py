@@ -26,6 +26,7 @@ from benchmarks.kept import kept
 from benchmarks.memory import bytes_saved_by
 from benchmarks.roi_features import RoIs
 from crbp_d2.analysis.arms import Arm, read_arms, read_outcome, read_yaml, require_keys
+from crbp_d2.analysis.forms import AtSteps, Spread
 from crbp_d2.analysis.outputs import change_since, has_recurrence
 from crbp_d2.analysis.steps import asked_steps
 from crbp_d2.config import final_node, read_config
@@ -35,6 +36,7 @@ from crbp_d2.data.storage import write_json
 SHARES = (0.85, 0.9)
 """The share of RoIs whose mask is found better than this, by intersection over union."""
 MULTIPLES = ("T/2", "T", "2T", "4T")
+KINDS = ("touching", "elongated")
 CHUNK = 64
 """RoIs that are measured at a time."""
 ELONGATED = 1.75
@@ -93,11 +95,11 @@ class HeadOutcome:
     label: str
     seed: int
     settings: dict[str, Any]
-    iou: list[float]
-    shares: dict[str, list[float]]
+    iou: AtSteps
+    shares: dict[str, AtSteps]
     kinds: dict[str, float]
     change: float | None
-    radius: list[float] | None
+    radius: Spread | None
     milliseconds: float
     saved_bytes: int
     parameters: int
@@ -294,7 +296,7 @@ def _scored(overlaps: Sequence[Tensor], rois: RoIs) -> Measured:
     shares = {
         f"{bound:g}": [float((one > bound).float().mean()) for one in overlaps] for bound in SHARES
     }
-    kinds = {"touching": rois.touching, "elongated": rois.elongation > ELONGATED}
+    kinds = dict(zip(KINDS, (rois.touching, rois.elongation > ELONGATED), strict=True))
     return Measured(
         iou=[float(one.mean()) for one in overlaps],
         shares=shares,
@@ -335,7 +337,8 @@ def outcome_of(
         **conditions,
     }
     if path.is_file():
-        return read_outcome(path, HeadOutcome, settings, arm.label)
+        names = {"shares": [f"{bound:g}" for bound in SHARES], "kinds": KINDS}
+        return read_outcome(path, HeadOutcome, settings, label=arm.label, seed=seed, names=names)
     learning, scoring = rois
     trained = trained_head(
         arm, bench, learning, num_classes=num_classes, seed=seed, folder=heads, progress=progress
@@ -379,7 +382,7 @@ def markdown(bench: Bench, outcomes: Sequence[HeadOutcome]) -> Iterator[str]:
         cells[1] += f" ({min(at_t):.4f}-{max(at_t):.4f})"
         for bound in SHARES:
             cells.append(f"{statistics.mean(run.shares[f'{bound:g}'][1] for run in runs):.3f}")
-        for kind in ("touching", "elongated"):
+        for kind in KINDS:
             cells.append(f"{statistics.mean(run.kinds[kind] for run in runs):.4f}")
         changes = [run.change for run in runs if run.change is not None]
         cells.append(f"{statistics.mean(changes):.5f}" if changes else "-")

@@ -14,7 +14,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
@@ -22,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from crbp_d2.data.convert import FORMATS, convert_format
 from crbp_d2.data.convert.arguments import add_choices
 from crbp_d2.launch import run_alone
+from crbp_d2.output import say
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> None:
     del arguments.format
     summary = convert_format(name, arguments)
     listed = arguments.out / "datasets.yaml"
-    sys.stdout.write(f"{summary}\n\n{arguments.name} is in {listed}\n")
+    say(f"{summary}\n\n{arguments.name} is in {listed}\n")
 
 
 if __name__ == "__main__":

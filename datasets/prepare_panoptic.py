@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from crbp_d2.data.report import describe_demands
 from crbp_d2.data.suggest import suggest
 from crbp_d2.data.suggestion_file import require_folder, write_suggestions
 from crbp_d2.launch import run_alone
+from crbp_d2.output import say
 
 EPILOG = """example:
   datasets/prepare_panoptic.py --name street_train --images street/train \\
@@ -83,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_suggestions(path, suggestions, base=config_file, about=about)
     asked = describe_demands(measures, suggestions, cfg, config_file)
     cache = options["cache"]
-    sys.stdout.write(describe(name, source, manifest, cache, measures=measures, asked=asked))
-    sys.stdout.write("\n")
+    say(describe(name, source, manifest, cache, measures=measures, asked=asked) + "\n")
 
 
 if __name__ == "__main__":

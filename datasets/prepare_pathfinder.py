@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 
 from crbp_d2.data import DatasetError
@@ -21,6 +20,7 @@ from crbp_d2.data.parallel import add_workers_option
 from crbp_d2.data.pathfinder import preset, write_images
 from crbp_d2.data.pathfinder.sheet import write_contact_sheet
 from crbp_d2.launch import run_alone
+from crbp_d2.output import say
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = preset(args.preset)
         if args.sheet is not None:
             write_contact_sheet(args.sheet, config, seed=args.seed)
-            sys.stdout.write(f"{args.sheet}\n")
+            say(f"{args.sheet}\n")
         if args.output is not None:
             listing = write_images(
                 args.output, config, seed=args.seed, count=args.images, workers=args.workers
             )
-            sys.stdout.write(f"{listing}\n")
+            say(f"{listing}\n")
     except DatasetError:
         raise
     except ValueError as error:

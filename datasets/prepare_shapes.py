@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
@@ -14,6 +13,7 @@ from crbp_d2.data import ShapesConfig, make_shapes
 from crbp_d2.data.files import absolute
 from crbp_d2.data.parallel import add_workers_option
 from crbp_d2.launch import run_alone
+from crbp_d2.output import say
 
 EPILOG = """example, 4000 scenes of 256 x 256 pixels:
   datasets/prepare_shapes.py --output datasets/shapes_large --scenes 4000 --size 256 --seed 7
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except ValueError as error:
         parser.error(str(error))
-    sys.stdout.write(f"{options.scenes} scenes in {options.output}\n")
+    say(f"{options.scenes} scenes in {options.output}\n")
 
 
 if __name__ == "__main__":

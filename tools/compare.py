@@ -39,6 +39,8 @@ from crbp_d2.analysis.comparison_table import markdown
 from crbp_d2.analysis.processes import Failed
 from crbp_d2.data.storage import write_whole
 from crbp_d2.launch import run_alone
+from crbp_d2.mistakes import told
+from crbp_d2.output import say
 
 
 def main() -> None:
@@ -72,13 +74,15 @@ def main() -> None:
         for outcome in tqdm(outcomes, "models", len(arms) * len(seeds)):
             if isinstance(outcome, Failed):
                 failed.append(outcome)
+                # The others may take days.
+                tqdm.write(f"failed: {outcome.label}: {outcome.reason}", file=sys.stderr)
             else:
                 found.append(outcome)
     except (ValueError, KeyError, OSError) as error:
-        parser.error(str(error.args[0] if error.args else error))
+        parser.error(told(error) or str(error.args[0] if error.args else error))
     table = "\n".join(markdown(comparison, found)) + "\n"
     write_whole(output / "table.md", table.encode())
-    sys.stdout.write(table)
+    say(table)
     if failed:
         sys.exit("\n".join(f"{one.label}: {one.reason}" for one in failed))
 

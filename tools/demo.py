@@ -57,6 +57,7 @@ from crbp_d2.config import require_few_steps
 from crbp_d2.core import ConfigurationError
 from crbp_d2.evaluation.segments import Keep, root_of, writing_segments
 from crbp_d2.launch import run_alone
+from crbp_d2.output import say
 
 
 def main() -> None:
@@ -108,7 +109,7 @@ def main() -> None:
         draw(arguments, runs, paths)
     except (KeyError, ValueError) as error:
         parser.error(str(error.args[0] if error.args else error))
-    sys.stdout.write(f"{arguments.output}\n")
+    say(f"{arguments.output}\n")
 
 
 def draw_panoptic(arguments: argparse.Namespace, runs: list[Run], paths: list[Path]) -> None:
@@ -134,7 +135,7 @@ def draw_panoptic(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
         for path, output in zip(tqdm(paths, "pictures"), outputs, strict=True):
             write_panoptic_picture(path, output, runs, metadata, truth, keep)
     if arguments.segments is not None:
-        sys.stdout.write(f"{arguments.segments}: segments of the images in {root_of(paths)}\n")
+        say(f"{arguments.segments}: segments of the images in {root_of(paths)}\n")
 
 
 def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Path]) -> None:

@@ -17,7 +17,6 @@ examples:
 
 import argparse
 import functools
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from crbp_d2.analysis.images import read_each
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import ConfigurationError
 from crbp_d2.launch import run_alone
+from crbp_d2.output import say
 
 
 def main() -> None:
@@ -69,11 +69,11 @@ def write(arguments: argparse.Namespace) -> None:
     progress = functools.partial(tqdm, desc="comparing")
     for found in export_run(run, image, arguments.format, output, progress):
         objects = "" if found.objects is None else f", {found.objects} objects"
-        sys.stdout.write(
+        say(
             f"{found.size[0]} x {found.size[1]} pixels{objects}: as the model but for "
             f"{found.differing:.2%} of the pixels; largest difference {found.largest:.1g}\n"
         )
-    sys.stdout.write(f"{output}: {', '.join(output_names(run.model))}\n")
+    say(f"{output}: {', '.join(output_names(run.model))}\n")
 
 
 if __name__ == "__main__":

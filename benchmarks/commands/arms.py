@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from crbp_d2.analysis.comparison import read_comparison
 from crbp_d2.analysis.runs import Run, load_run
 from crbp_d2.data import build_train_loader
 from crbp_d2.engine.optimizers import build_optimizer
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     about = {"arms": str(arguments.file), "kind": kind, "seed": arguments.seed}
     table = save(output, measurements, about)
     made_on = ", ".join(f"{key} {value}" for key, value in machine().items())
-    sys.stdout.write(f"{table}\n{kind} on {comparison.data}; {made_on}\n")
+    say(f"{table}\n{kind} on {comparison.data}; {made_on}\n")
 
 
 def _load(arm: Arm, folder: Path, arguments: argparse.Namespace, data: str) -> Run:

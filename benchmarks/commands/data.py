@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 
 import cv2
@@ -25,6 +24,7 @@ from crbp_d2.analysis.commands.arguments import at_least_one
 from crbp_d2.config import read_config
 from crbp_d2.data import build_train_loader
 from crbp_d2.engine import prepare
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         begin = time.perf_counter()
         images = sum(len(next(batches)) for _ in range(arguments.batches))
         rates.append(images / (time.perf_counter() - begin))
-    sys.stdout.write(
+    say(
         f"{', '.join(cfg.DATASETS.TRAIN)}: {statistics.median(rates):.1f} images a second "
         f"({min(rates):.1f}-{max(rates):.1f}) by one worker, in batches of "
         f"{cfg.SOLVER.IMS_PER_BATCH}; {processor()}\n"

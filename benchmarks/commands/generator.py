@@ -9,10 +9,10 @@ example:
 from __future__ import annotations
 
 import argparse
-import sys
 
 from benchmarks.generator import PRESETS, report
 from crbp_d2.analysis.commands.arguments import at_least_one
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,4 +27,4 @@ def run(arguments: argparse.Namespace) -> None:
     at_least_one("--images", arguments.images)
     at_least_one("--repeats", arguments.repeats)
     table = report(arguments.presets, images=arguments.images, repeats=arguments.repeats)
-    sys.stdout.write(table + "\n")
+    say(table + "\n")

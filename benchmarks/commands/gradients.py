@@ -13,7 +13,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -25,6 +24,7 @@ from benchmarks.measure import machine
 from crbp_d2.analysis.commands.arguments import at_least_one, chosen
 from crbp_d2.analysis.runs import load_runs
 from crbp_d2.core import HGRUCell, MaskHGRUCell
+from crbp_d2.output import say
 
 CELLS = {
     "mask head: 256 channels, 14x14, 16 RoIs": (
@@ -101,11 +101,10 @@ def _print_table(title: str, cell: nn.Module, drive: Tensor, arguments: argparse
             exact_steps=arguments.exact_steps,
             progress=report,
         )
-    sys.stdout.write(f"\n**{title}**\n\n" + "\n".join(markdown(rows)) + "\n\n")
+    say(f"\n**{title}**\n\n" + "\n".join(markdown(rows)) + "\n\n")
     made_on = ", ".join(f"{key} {value}" for key, value in machine().items())
     weights = "Trained weights, test images" if arguments.runs else "Random weights and drive"
-    sys.stdout.write(
+    say(
         f"{weights}, seed {arguments.seed}; T = {arguments.steps}; residual of the state taken as "
         f"the equilibrium {residual:.1e}; {made_on}.\n\n"
     )
-    sys.stdout.flush()

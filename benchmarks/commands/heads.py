@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from crbp_d2.analysis.commands.arguments import at_least_one, require_folder
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import write_whole
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +109,4 @@ def run(arguments: argparse.Namespace) -> None:
         table = "\n".join(markdown(bench, outcomes)) + "\n"
         write_whole(output / "table.md", table.encode())
     made_on = ", ".join(f"{key} {value}" for key, value in machine().items())
-    sys.stdout.write(
-        f"{table}\n{len(learning)} RoIs to learn from, {len(scoring)} to score on; {made_on}.\n"
-    )
+    say(f"{table}\n{len(learning)} RoIs to learn from, {len(scoring)} to score on; {made_on}.\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from benchmarks.measure import Measurement, interleave, machine, resident_bytes,
 from benchmarks.subjects import SUBJECTS, Load, build_step
 from benchmarks.variants import LEVERS, Variant
 from crbp_d2.analysis.commands.arguments import at_least_one
+from crbp_d2.output import say
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _EXPLANATION = """Time and memory of {described}, variants interleaved.
@@ -81,7 +81,7 @@ class StepTime:
         }
         table = save(output, measurements, about)
         described = ", ".join(f"{key} {value}" for key, value in (asdict(load) | machine()).items())
-        sys.stdout.write(f"{table}\n{self._name}, {kind}; {described}\n")
+        say(f"{table}\n{self._name}, {kind}; {described}\n")
 
     def _load(self, arguments: argparse.Namespace) -> Load:
         given = {name: getattr(arguments, name) for name in ("count", "size", "regions")}

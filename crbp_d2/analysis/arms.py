@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from crbp_d2.analysis.forms import require_form
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.core.errors import did_you_mean
@@ -159,28 +160,38 @@ Kept = TypeVar("Kept")
 
 
 def read_outcome(
-    path: Path, kind: Callable[..., Kept], settings: Mapping[str, Any], label: str
+    path: Path,
+    kind: type[Kept],
+    settings: Mapping[str, Any],
+    *,
+    label: str,
+    seed: int,
+    names: Mapping[str, Collection[str]],
 ) -> Kept:
     """What was kept of a trained arm.
 
     Args:
         path: of its JSON file.
-        kind: dataclass of the outcome, with `settings` and `label`.
+        kind: dataclass of the outcome, with `settings`, `label` and `seed`; see `require_form`.
         settings: of the arm as it is now.
         label: of the arm now; it may have had another one.
+        seed: that it was trained with.
+        names: of scores that it must have; see `require_form`.
 
     Raises:
         ConfigurationError: the file holds something else, or what was trained otherwise.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        outcome = kind(**{**content, "label": label})
-    except (ValueError, TypeError) as error:
+        require_form(content, kind, names)
+        if content["seed"] != seed:
+            raise ValueError(f"of the seed {content['seed']}, not {seed}")
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"{path}: not the outcome of an arm ({error}); remove it, or name another --output"
+            f"{path}: not the outcome of this arm ({error}); remove it, and the arm is scored again"
         ) from error
     _require_same(path, content["settings"], settings)
-    return outcome
+    return kind(**{**content, "label": label})
 
 
 def require_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -195,7 +206,7 @@ def require_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigurationError(
             f"{path}: not of an arm ({error!r}); remove it, or name another --output"
         ) from error

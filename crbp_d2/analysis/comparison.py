@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from detectron2.config import CfgNode
@@ -29,6 +29,7 @@ from crbp_d2.analysis.arms import (
     require_settings,
 )
 from crbp_d2.analysis.batches import scoring_batches
+from crbp_d2.analysis.forms import AtSteps, Spread
 from crbp_d2.analysis.instances import INSTANCE_SCORES, instance_scores
 from crbp_d2.analysis.outputs import Batch, has_recurrence
 from crbp_d2.analysis.processes import Failed, in_processes
@@ -138,9 +139,9 @@ class Outcome:
     settings: dict[str, Any]
     minutes: float
     parameters: int
-    scores: dict[str, list[float]]
-    change: list[float] | None
-    radius: list[float] | None
+    scores: dict[str, AtSteps]
+    change: Annotated[list[float], 2] | None
+    radius: Spread | None
 
 
 def train_one(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> Outcome:
@@ -164,7 +165,8 @@ def train_one(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> Outc
     result, begun = folder / "outcome.json", folder / "arm.json"
     settings = {**arm.settings(), "data": data, "radius_samples": comparison.radius_samples}
     if result.is_file():
-        return read_outcome(result, Outcome, settings, arm.label)
+        names = {"scores": (comparison.score, *comparison.also)}
+        return read_outcome(result, Outcome, settings, label=arm.label, seed=seed, names=names)
     resume = begun.is_file()
     if resume:
         require_settings(begun, arm.settings())
@@ -321,21 +323,24 @@ def train_all(
     """Outcomes as they come, of all arms with all seeds, `jobs` models at a time.
 
     Those that the folder `output` has are not trained again, so an interrupted call can be
-    repeated. One that fails is told, and the others go on.
+    repeated. One that fails is told, with its log, and the others go on.
     """
-    tasks = {
-        f"{arm.label}, seed {seed}": partial(
-            _train_quietly,
-            # Only what is not of other arms has to be sent to the process.
-            replace(comparison, arms={}),
-            arm,
-            seed,
-            arm.folder(output, seed),
-        )
+    # Only what is not of other arms has to be sent to the processes.
+    alone = replace(comparison, arms={})
+    trainings = {
+        f"{arm.label}, seed {seed}": (arm, seed, arm.folder(output, seed))
         for seed in seeds
         for arm in arms
     }
-    yield from in_processes(tasks, jobs)
+    tasks = {label: partial(_train_quietly, alone, *one) for label, one in trainings.items()}
+    for found in in_processes(tasks, jobs):
+        yield _with_log(found, trainings[found.label][-1]) if isinstance(found, Failed) else found
+
+
+def _with_log(failed: Failed, folder: Path) -> Failed:
+    log = folder / "log.txt"
+    # There is none of what failed before its training.
+    return replace(failed, reason=f"{failed.reason}; see {log}") if log.is_file() else failed
 
 
 def _train_quietly(*arguments: Any) -> Outcome:

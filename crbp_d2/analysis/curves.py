@@ -34,6 +34,11 @@ WINDOW = 9
 
 COLUMNS = 4
 
+MOST_ITERATIONS = 10**12
+"""Beyond it no training is."""
+LARGEST = 1e300
+"""Beyond it, and below infinity, a value is no loss; axes can't be drawn to it."""
+
 Series = dict[int, float]
 """Iteration -> value."""
 
@@ -147,7 +152,8 @@ def read_metrics(path: Path) -> dict[str, Series]:
     was killed is left out with a warning; what the resumed run wrote behind it is kept.
 
     Raises:
-        ConfigurationError: it is no text, or a value in it no number.
+        ConfigurationError: it is no text, or a value in it no number, or one beyond all that is
+            logged.
     """
     lines: dict[int, dict[str, float]] = {}
     cut = []
@@ -180,13 +186,12 @@ def _numbers(content: dict[str, Any], place: str) -> tuple[int, dict[str, float]
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             kind = "whole number" if whole else "number"
             raise ConfigurationError(f"{place}: {key} is {value!r}, no {kind}; remove the line")
+        most = MOST_ITERATIONS if whole else LARGEST
+        # Of a training that diverges, they are infinite.
+        if most < abs(value) < math.inf:
+            raise ConfigurationError(f"{place}: {key} is beyond {most:g}; remove the line")
     iteration = content.pop("iteration")
-    try:
-        return iteration, {key: float(value) for key, value in content.items()}
-    except OverflowError as error:
-        raise ConfigurationError(
-            f"{place}: a number is larger than any float; remove the line"
-        ) from error
+    return iteration, {key: float(value) for key, value in content.items()}
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

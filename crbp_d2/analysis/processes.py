@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from crbp_d2.data.processes import live_with_parent
+from crbp_d2.interruption import deferring
+from crbp_d2.mistakes import told
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -26,7 +30,7 @@ def in_processes(tasks: Mapping[str, Callable[[], Any]], jobs: int) -> Iterator[
     """What the tasks return, as it comes, or `Failed`; each has a process of its own, which may
     start others.
 
-    Left early, it ends those that still run.
+    Left early, it ends those that still run; they also end with this process, whatever ended that.
 
     Args:
         tasks: by label; picklable.
@@ -44,10 +48,12 @@ def in_processes(tasks: Mapping[str, Callable[[], Any]], jobs: int) -> Iterator[
                 label, work = task
                 receiving, sending = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(work, sending))
-                process.start()
+                # A signal in between would leave a process that nobody ends.
+                with deferring():
+                    process.start()
+                    running[receiving] = label, process
                 # So that the end of the process is the end of the pipe.
                 sending.close()
-                running[receiving] = label, process
             if not running:
                 return
             for ready in wait(list(running)):
@@ -61,14 +67,19 @@ def in_processes(tasks: Mapping[str, Callable[[], Any]], jobs: int) -> Iterator[
                 process.join()
                 yield result if succeeded else Failed(label, result)
     finally:
-        for _, process in running.values():
-            process.terminate()
-            process.join()
+        with deferring():
+            # All are told before one is waited for.
+            for _, process in running.values():
+                process.terminate()
+            for _, process in running.values():
+                process.join()
 
 
 def _work(work: Callable[[], Any], sending: Connection) -> None:
+    live_with_parent()
     try:
         result = True, work()
     except Exception as error:
-        result = False, f"{type(error).__name__}: {error}"
+        usual = " ".join(f"{type(error).__name__}: {error}".split())
+        result = False, told(error) or usual
     sending.send(result)

@@ -330,7 +330,7 @@ def read_csv(path: Path) -> dict[str, Evaluated]:
                 raise ValueError(f"a step {step} with the scores {', '.join(scores)}")
             run = found.setdefault(label, Evaluated(trained, {}))
             run.scores.setdefault(name, []).append(StepScores(step, scores, change))
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise ConfigurationError(
             f"{path}: not a whole steps.csv of `tools/analyze.py steps` ({error}); give "
             "the run itself"

@@ -1,8 +1,7 @@
 """`python -m crbp_d2.config` prints every key, its default and its meaning, as Markdown."""
 
-import sys
-
 from crbp_d2.config.table import markdown
+from crbp_d2.output import say
 
 if __name__ == "__main__":
-    sys.stdout.write(markdown())
+    say(markdown())

@@ -210,6 +210,9 @@ def _read_panoptic(path: Path, expected: tuple[int, int], problems: list[str]) -
 
 def missing(path: Path, cure: str) -> str:
     """The message about a file that is not there; the cure is another if one is called alike."""
+    if os.path.lexists(path):
+        kind = "a folder, a pipe or a link that leads nowhere"
+        return f"{path}: no file ({kind}); put the file in its place"
     alike = spelled_alike(path)
     if alike is not None:
         # Accents can be encoded in two ways that look the same.

@@ -21,6 +21,8 @@ Json = dict[str, Any]
 MAX_SEGMENT_ID = 256**3 - 1
 # Of an image. What is done to one takes up to 20 bytes a pixel, in every worker.
 MAX_PIXELS = 8192 * 8192
+# Of a square image, likewise.
+MAX_SIDE = 8192
 # The evaluators put ids into numpy arrays.
 _MAX_ID = 2**63 - 1
 # Neither logs nor file systems take control characters and halves of surrogate pairs.

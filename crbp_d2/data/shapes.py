@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Split -> number of scenes and seed.
 SPLITS = {"train": (400, 0), "val": (100, 1)}
+MOST_SCENES = 1_000_000
+"""In a folder, whose names have six digits."""
 _JPEG_QUALITY = 95
 _RECORD = ".crbp_d2_shapes.json"
 
@@ -63,7 +65,7 @@ def make_shapes(
 
     Args:
         folder: of one split.
-        scenes: number of images, at least 1.
+        scenes: number of images, from 1 to `MOST_SCENES`.
         seed: any number at least 0; splits need different ones.
         config: what the scenes are like.
         workers: number of processes; see `ordered_map`.
@@ -71,8 +73,10 @@ def make_shapes(
     Raises:
         ValueError: `scenes` or `seed` is out of range.
     """
-    if scenes < 1 or seed < 0:
-        raise ValueError(f"scenes={scenes}, seed={seed}: at least 1 scene and a seed of at least 0")
+    if not 1 <= scenes <= MOST_SCENES or seed < 0:
+        raise ValueError(
+            f"scenes={scenes}, seed={seed}: from 1 to {MOST_SCENES} scenes and a seed of at least 0"
+        )
     config = config or ShapesConfig()
     if _is_there(folder):
         return

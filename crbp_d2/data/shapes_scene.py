@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .fields import Json
+from .fields import MAX_SIDE, Json
 from .shapes_drawing import (
     OUTLINES,
     TEXTURES,
@@ -49,7 +49,7 @@ class ShapesConfig:
     """What the scenes are like.
 
     Args:
-        size: side of the square images in pixels, at least 32.
+        size: side of the square images in pixels, from 32 to 8192.
         max_things: scenes have one to this many things.
         radius: smallest and largest radius of a thing, in image sides.
         noise: largest standard deviation of the pixel noise, in grey levels of 0 to 255.
@@ -61,8 +61,10 @@ class ShapesConfig:
     noise: float = 8.0
 
     def __post_init__(self) -> None:
-        if self.size < 32 or self.max_things < 1:
-            raise ValueError(f"{self}: size must be at least 32 and max_things at least 1")
+        if not 32 <= self.size <= MAX_SIDE or self.max_things < 1:
+            raise ValueError(
+                f"{self}: size must be from 32 to {MAX_SIDE} and max_things at least 1"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from .files import resolved
 from .reading import IntensityRange, checked_range
 from .storage import writable_or_cached
-from .validate import DatasetError, read_json, refuse_instances
+from .validate import DatasetError, converted_by, read_json, refuse_instances
 
 CACHE_FOLDER = "crbp_d2_cache"
 PathLike = str | Path
@@ -99,7 +99,13 @@ class PanopticSource:
         # The methods of Path raise errors for some names that nothing can have.
         if os.path.isfile(self.panoptic_json) and not os.path.isdir(self.panoptic_pngs):
             # Who has no PNGs may have instances, and has to be told more than that.
-            refuse_instances(self.panoptic_json, read_json(self.panoptic_json))
+            content = read_json(self.panoptic_json)
+            refuse_instances(self.panoptic_json, content)
+            if converted_by(content) is not None:
+                raise DatasetError(
+                    f"{self.panoptic_pngs}: no such folder, as after a conversion that was cut "
+                    "off; call datasets/convert.py again as before"
+                )
         for folder in (self.images, self.panoptic_pngs):
             if not os.path.isdir(folder):
                 raise DatasetError(f"{folder}: no such folder; check the path")

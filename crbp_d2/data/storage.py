@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import glob
 import json
 import logging
 import os
@@ -225,17 +226,22 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, beside: Path | None = None) -> Iterator[Path]:
     """Yields an empty folder that takes the place of `folder` if the block succeeds.
 
     If it fails nothing is left behind and `folder` is as before. Where the new one is there, so
     are the contents of its files, also if the machine fails. Use it inside `locked(folder)`.
+
+    Args:
+        beside: a file that goes with the folder, in the same one. The block writes it beside the
+            yielded folder, under its own name; it gets its place while there is no `folder`, so
+            that the new one never stands beside an old one.
     """
     prefix = f".{folder.name}.making-"
     # A signal ends the block, and nothing before or after it half-way.
     with deferring():
         # Left by a process that was killed: nobody else can be at work, for we hold the lock.
-        for stale in folder.parent.glob(f"{prefix}*"):
+        for stale in folder.parent.glob(f"{glob.escape(prefix)}*"):
             shutil.rmtree(stale, ignore_errors=True)
         making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         try:
@@ -243,9 +249,11 @@ def replacing(folder: Path) -> Iterator[Path]:
             fresh.mkdir()
             with at_once():
                 yield fresh
-            _sync(fresh)
+            _sync(making)
             if folder.exists():
                 os.rename(folder, making / "old")
+            if beside is not None:
+                os.rename(making / beside.name, beside)
             os.rename(fresh, folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)

@@ -14,6 +14,8 @@ from .fields import MAX_PIXELS, PANOPTIC, Field, Json, read_entry
 
 # Stuff maps are 8-bit PNGs in which 0 is "things" and 255 is unlabelled.
 MAX_STUFF_CATEGORIES = 254
+# Key of a JSON's "info" by which converted data are known.
+CONVERTED = "converted"
 # Class 0 of the stuff head, as in Detectron2's own `*_panoptic_separated` data sets.
 THINGS = "things"
 
@@ -142,6 +144,13 @@ def refuse_instances(path: Path, content: Any) -> None:
             f"datasets/convert.py instances {shlex.quote(str(path))} IMAGES --out FOLDER "
             "--name NAME (--help tells how to name the classes of stuff)"
         )
+
+
+def converted_by(content: Any) -> Json | None:
+    """The call of `datasets/convert.py` that wrote a JSON with this content; None of another."""
+    info = content.get("info") if isinstance(content, dict) else None
+    call = info.get(CONVERTED) if isinstance(info, dict) else None
+    return call if isinstance(call, dict) else None
 
 
 def duplicates(values: Iterable[Any]) -> list[Any]:

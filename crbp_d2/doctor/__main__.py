@@ -9,6 +9,8 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
+from crbp_d2.output import say
+
 from . import detectron, machine, packages
 from .finding import CheckError, Finding, Status
 
@@ -76,16 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     troubles = []
     for finding in examine():
-        sys.stdout.write(format_finding(finding) + "\n")
-        sys.stdout.flush()
+        say(format_finding(finding) + "\n")
         if finding.status is Status.TROUBLE:
             troubles.append(finding.name)
     if troubles:
-        sys.stdout.write(
-            f"\nThe main job can't run: {', '.join(troubles)}. Mend the first, then look again.\n"
-        )
+        say(f"\nThe main job can't run: {', '.join(troubles)}. Mend the first, then look again.\n")
         return 1
-    sys.stdout.write("\nThe main job can run.\n")
+    say("\nThe main job can run.\n")
     return 0
 
 

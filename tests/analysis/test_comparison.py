@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from crbp_d2.analysis.comparison_table import markdown
 from crbp_d2.analysis.processes import Failed, in_processes
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError
+from crbp_d2.data.storage import write_json
 from tests.analysis.page_runs import SMALLER
 from tests.data.panoptic_data import write_panoptic
 from tests.modeling.conftest import CONFIGS
@@ -170,6 +171,58 @@ def test_data_without_the_score_are_refused_before_training(tmp_path):
         with pytest.raises((ConfigurationError, DatasetError), match=message):
             train_one(comparison, one, 1, tmp_path / "out")
     assert not (tmp_path / "out" / "model_final.pth").exists()
+
+
+def kept_outcome(tmp_path: Path) -> tuple[Comparison, Arm, dict]:
+    """A comparison, its arm, and what its training with the seed 1 has left."""
+    one = Arm("a", QUICK / "pathfinder_crbp.yaml", SHORT)
+    comparison = Comparison("pathfinder_tiny_val", "F1", {}, also=("IoU",), radius_samples=3)
+    settings = {**one.settings(), "data": comparison.data, "radius_samples": 3}
+    return comparison, one, asdict(outcome(1, [0.1, 0.2, math.nan, 1], settings=settings))
+
+
+def test_a_kept_outcome_is_taken_as_it_is_under_the_label_of_today(tmp_path):
+    comparison, one, kept = kept_outcome(tmp_path)
+    write_json(tmp_path / "outcome.json", {**kept, "change": None, "radius": None, "label": "b"})
+    found = train_one(comparison, one, 1, tmp_path)
+    assert (found.label, found.seed, found.change, found.minutes) == ("a", 1, None, 2.0)
+    assert found.scores["F1"][:2] == [0.1, 0.2] and math.isnan(found.scores["F1"][2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"scores": {}}, "scores lacks F1"),
+        ({"scores": {"F1": [0.1] * 4}}, "scores lacks IoU"),
+        ({"scores": None}, "scores is None"),
+        ({"scores": {"F1": [0.1], "IoU": [0.1] * 4}}, "scores is {"),
+        ({"scores": {"F1": ["a"] * 4, "IoU": [0.1] * 4}}, "scores is {"),
+        ({"minutes": "x"}, "minutes is 'x'"),
+        ({"minutes": True}, "minutes is True"),
+        ({"parameters": None}, "parameters is None"),
+        ({"parameters": 1.5}, "parameters is 1.5"),
+        ({"parameters": 10**400}, "parameters is 1000"),
+        ({"change": [1]}, r"change is \[1\]"),
+        ({"radius": "abc"}, "radius is 'abc'"),
+        ({"settings": 3}, "settings is 3"),
+        ({"seed": "1"}, "seed is '1'"),
+        ({"seed": 7}, "of the seed 7, not 1"),
+        ({"more": 1}, "must have the keys label, seed, "),
+        ([1], "must have the keys label, seed, "),
+        ("{", "Expecting property name"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_damaged_outcome_is_told_with_its_file_and_the_cure(damage, message, tmp_path):
+    comparison, one, kept = kept_outcome(tmp_path)
+    path = tmp_path / "outcome.json"
+    if isinstance(damage, str):
+        path.write_text(damage)
+    else:
+        write_json(path, {**kept, **damage} if isinstance(damage, dict) else damage)
+    cure = "remove it, and the arm is scored again"
+    with pytest.raises(ConfigurationError, match=rf"^{path}: .*{message}.*; {cure}$"):
+        train_one(comparison, one, 1, tmp_path)
 
 
 def _ends() -> None:

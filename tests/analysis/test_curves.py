@@ -110,6 +110,31 @@ def test_zeros_stay_on_the_logarithmic_axis(tmp_path):
     assert figure.axes[-1].get_yscale() == "log"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("iteration", "1" + "0" * 400),
+        ("iteration", str(10**13)),
+        ("total_loss", "1e308"),
+        ("total_loss", "-1e308"),
+        ("total_loss", "1" + "0" * 400),
+    ],
+)
+def test_numbers_that_nothing_logs_are_told_with_their_line(key, value, tmp_path):
+    folder = write(tmp_path, [{"iteration": 19, "total_loss": math.inf}])
+    path = folder / "metrics.json"
+    line = json.dumps({"iteration": 39, "total_loss": 1.0, key: "VALUE"}).replace('"VALUE"', value)
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(ConfigurationError, match=f"^{path}, line 2: {key} is beyond .*; remove"):
+        read_log(str(folder))
+
+
+def test_infinite_and_large_losses_are_drawn(tmp_path):
+    values = [math.inf, 1e300, -1e300, math.nan, -math.inf, 1.0]
+    lines = [{"iteration": 20 * n, "total_loss": value} for n, value in enumerate(values)]
+    draw_curves([read_log(str(write(tmp_path, lines)))]).canvas.draw()
+
+
 def test_published_scores_lie_over_the_scores_alone(tmp_path):
     run = read_log(str(write(tmp_path, LINES)))
     figure = draw_curves([run], published=published_lines("pathfinder_14:crbp,rbp"))

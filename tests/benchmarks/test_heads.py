@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,18 @@ def test_an_arm_is_trained_once_and_other_settings_are_refused(tmp_path):
     common = {"num_classes": 2, "seed": 1, **folders, "conditions": {"noise": 0}}
     first = outcome_of(arm, bench, rois, **common)
     assert outcome_of(arm, bench, rois, **common) == first
+    (path,) = folders["folder"].glob("*.json")
+    whole = json.loads(path.read_text())
+    for damage, message in (
+        ({"kinds": {"touching": 0.5}}, "kinds lacks elongated"),
+        ({"shares": {"0.85": [0.5] * 3, "0.9": [0.5] * 4}}, "shares is "),
+        ({"radius": [1.0, "1"]}, "radius is "),
+        ({"seed": 2}, "of the seed 2, not 1"),
+    ):
+        path.write_text(json.dumps({**whole, **damage}))
+        with pytest.raises(ConfigurationError, match=f"{path}: .*{message}.*; remove it"):
+            outcome_of(arm, bench, rois, **common)
+    path.write_text(json.dumps(whole))
     other = Bench(iterations=3, batch=4, learning_rate=0.01, arms=bench.arms)
     with pytest.raises(ConfigurationError, match="was trained with .*name another --output"):
         outcome_of(arm, other, rois, **common)

@@ -31,6 +31,8 @@ CHOICES: dict[str, tuple[list[str], str]] = {
     ),
     "stuff called things": (["--fill", "things"], "the classes: stuff category 13 is called 'thi"),
     "name with folders": (["--name", "a/b"], "--name 'a/b': must be a name for a file"),
+    "name of nothing": (["--name", " "], "--name ' ': must be a name for a file"),
+    "name of a dot": (["--name", "."], "--name '.': must be a name for a file"),
     "name above": (["--name", ".."], "--name '..': must be a name for a file"),
 }  # fmt: skip
 

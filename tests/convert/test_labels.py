@@ -1,5 +1,6 @@
 """Label maps whose values are numbers of objects."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -264,3 +265,55 @@ def test_mistakes_in_rules_are_named(
     write_labels(data, tmp_path / "maps", CITYSCAPES)
     assert convert("labels", data.images, tmp_path / "maps", *options, *to(tmp_path / "o")) == 1
     assert message in capsys.readouterr().err
+
+
+ONE_CLASS = ("--rule", "one-class", "cell")
+
+
+@pytest.mark.parametrize("name", ["x\ny", "\n", "x\r", "x\x85"])
+def test_no_image_is_left_out_for_a_line_break_in_its_name(
+    data: Written, tmp_path: Path, capsys, name: str
+) -> None:
+    write_labels(data, tmp_path / "maps", CITYSCAPES)
+    (data.images / "1.jpg").rename(data.images / f"{name}.jpg")
+    (tmp_path / "maps" / "1.png").rename(tmp_path / "maps" / f"{name}.png")
+    words = ["labels", data.images, tmp_path / "maps", *ONE_CLASS, *to(tmp_path / "out")]
+    assert convert(*words) == 1
+    error = capsys.readouterr().err
+    assert f"{data.images}: {name + '.jpg'!r}: a name with line breaks or the like" in error
+    assert error.count("\n") == 1 and not list((tmp_path / "out").glob("panoptic*"))
+
+
+def test_images_that_fit_no_pattern_are_told(data: Written, tmp_path: Path, capsys) -> None:
+    write_labels(data, tmp_path / "maps", CITYSCAPES)
+    for folder in (data.images, tmp_path / "maps"):
+        for path in list(folder.iterdir()):
+            path.rename(data.folder / "images" / f"scan_{path.name}")
+    for name in ("old\n1.png", "old 2.png"):
+        Image.new("L", (WIDTH, HEIGHT)).save(data.images / name)
+    words = ["labels", data.images, data.images, *ONE_CLASS]
+    patterns = ["--images", "scan_{id}.jpg", "--labels", "scan_{id}.png"]
+    assert convert(*words, *to(tmp_path / "out"), *patterns) == 0
+    told = f"{data.images}: left out what fits no pattern: 2 images, as 'old\\n1.png'"
+    assert told in capsys.readouterr().out
+    assert len(result(tmp_path / "out")["images"]) == 3
+
+
+def test_what_is_no_file_in_the_place_of_one_is_said_to_be_none(
+    data: Written, tmp_path: Path, capsys
+) -> None:
+    write_labels(data, tmp_path / "maps", CITYSCAPES)
+    words = ["labels", data.images, tmp_path / "maps", *ONE_CLASS, *to(tmp_path / "out")]
+    for path in (tmp_path / "maps" / "1.png", data.images / "2.jpg"):
+        content = path.read_bytes()
+        for make in (os.mkdir, os.mkfifo, lambda place: os.symlink("nowhere", place)):
+            path.unlink()
+            make(path)
+            assert convert(*words) == 1
+            error = capsys.readouterr().err
+            assert error == (
+                f"{path}: no file (a folder, a pipe or a link that leads nowhere); put the file in "
+                "its place\n"
+            )
+            path.rmdir() if path.is_dir() else path.unlink()
+            path.write_bytes(content)

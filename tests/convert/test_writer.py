@@ -1,6 +1,11 @@
 """What is written: whole or not at all, again after an interruption, and never over other files."""
 
 import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +15,10 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from crbp_d2.data import ensure_prepared, register_from_file
+from crbp_d2.data import DatasetError, ensure_prepared, register_from_file
 from crbp_d2.data.panoptic import require_same_classes
+from crbp_d2.data.prepare import prepare
+from crbp_d2.data.source import PanopticSource
 from tests.data.panoptic_data import HEIGHT, WIDTH, Written, write_panoptic
 from tests.data.real_data import SHARED, needs_real_data
 from tests.data.test_cache import contents
@@ -19,6 +26,7 @@ from tests.data.test_tools import tool
 
 from .apart import (
     KINDS,
+    Segment,
     called,
     convert,
     of_data,
@@ -146,6 +154,75 @@ def test_an_interrupted_call_can_be_repeated(
     assert of_output(out) == of_data(data)
     assert made.items() <= contents(out).items()
     assert not (out / ".panoptic_back.making-killed").exists()
+
+
+def killed_at(nth: int, words: list[object]) -> int:
+    """The exit code of a call that is killed when a file or folder gets its name the nth time."""
+
+    def work() -> None:
+        seen = 0
+
+        def hook(event: str, _: object) -> None:
+            nonlocal seen
+            if event != "os.rename":
+                return
+            seen += 1
+            if seen == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        convert(*words)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def read_back(data: Written, out: Path) -> dict[str, set[Segment]] | str:
+    """The segments of the output as training reads it; or the message about it."""
+    source = PanopticSource.locate(
+        images=data.images,
+        panoptic_json=out / "panoptic_back.json",
+        panoptic_pngs=out / "panoptic_back",
+        cache=out / "cache",
+    )
+    try:
+        prepare(source, workers=1)
+    except DatasetError as error:
+        return str(error)
+    return of_output(out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("again", [False, True])
+def test_a_kill_at_any_moment_leaves_what_is_whole_or_told(
+    data: Written, tmp_path: Path, again: bool
+) -> None:
+    assert convert(*call(data, tmp_path / "before")) == 0
+    given = json.loads((tmp_path / "instances.json").read_text())
+    given["annotations"].pop()
+    (tmp_path / "instances.json").write_text(json.dumps(given))
+    assert convert(*call(data, tmp_path / "after")) == 0
+    old, new = of_output(tmp_path / "before"), of_output(tmp_path / "after")
+    assert old != new
+    found = []
+    for nth in range(1, 10):
+        out = tmp_path / str(nth)
+        if again:
+            shutil.copytree(tmp_path / "before", out)
+        if killed_at(nth, call(data, out)) == 0:
+            break
+        found.append(read_back(data, out))
+        assert convert(*call(data, out)) == 0
+        assert of_output(out) == new
+    told = f"{tmp_path}/{{}}/panoptic_back: no such folder, as after a conversion that was cut off"
+    told += "; call datasets/convert.py again as before"
+    absent = f"{tmp_path}/1/panoptic_back: no such folder; check the path"
+    first = old if again else absent
+    third = told.format(3) if again else new
+    assert found == [first, told.format(2), third]
 
 
 def test_the_same_call_takes_what_has_changed(data: Written, tmp_path: Path) -> None:

@@ -191,6 +191,20 @@ def test_a_signal_while_a_folder_is_made_or_removed_leaves_none_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["set"] * (moment == "rmtree")
 
 
+@pytest.mark.parametrize("name", ["set[1]", "set*", "s?t", "[!a]"])
+def test_what_a_kill_left_is_removed_whatever_the_folder_is_called(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / f".{name}.making-killed").mkdir()
+    # Of others, who may be at work there.
+    others = [tmp_path / f".{other}.making-killed" for other in ("set1", "sets", "b")]
+    for other in others:
+        other.mkdir()
+    with replacing(tmp_path / name) as fresh:
+        (fresh / "file").touch()
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / name])
+
+
 def test_an_interruption_that_was_seen_to_is_over() -> None:
     with pytest.raises(Interrupted), handling():
         os.kill(os.getpid(), signal.SIGTERM)

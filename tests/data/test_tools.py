@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -116,3 +117,32 @@ def test_works_in_one_process_and_with_one_worker_at_least(name: str, capsys) ->
         tool(name)(["--workers=0"])
     assert stopped.value.code == 2
     assert "--workers: 0: at least one is needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("prepare_pathfinder", "--images=99999999999999999999", "must be from 1 to 10000000"),
+        ("prepare_pathfinder", f"--preset=14@1{'0' * 400}", "images have at most 8192 a side"),
+        ("prepare_pathfinder", "--preset=14@8193", "images have at most 8192 a side"),
+        ("prepare_pathfinder", "--preset=99999999999@300", "contour_length=99999999999 must be at"),
+        ("prepare_pathfinder", f"--preset={'9' * 5000}@300", "integer string conversion"),
+        ("prepare_shapes", "--scenes=99999999999999999999", "from 1 to 1000000 scenes"),
+        ("prepare_shapes", "--size=8193", "size must be from 32 to 8192"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    name: str, option: str, message: str, tmp_path: Path, capsys
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        tool(name)([f"--output={tmp_path / 'set'}", option])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert time.monotonic() - begun < 5 and not list(tmp_path.iterdir())
+
+
+def test_contours_that_find_no_room_are_told_in_one_line(tmp_path: Path) -> None:
+    arguments = [f"--output={tmp_path / 'set'}", "--preset=1000@300", "--images=1", "--workers=1"]
+    message = refusal("prepare_pathfinder", arguments)
+    assert message.startswith("two contours of contour_length=1000 dashes found no room in ")
+    assert "\n" not in message

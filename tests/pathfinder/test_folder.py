@@ -64,6 +64,27 @@ def test_files_do_not_depend_on_the_number_of_processes(folder, tmp_path):
     assert _files(tmp_path / "more") == _files(folder)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_images_that_are_damaged_anywhere_are_drawn_anew(folder, which):
+    whole, path = _files(folder), _pair(folder)[which]
+    content = path.read_bytes()
+    middle = len(content) // 2
+    for damaged in (
+        b"",
+        content[:middle],
+        content[:-1],
+        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        content[:60] + bytes(len(content) - 120) + content[-60:],
+        # Of the header, and of the last chunk.
+        content[:20] + b"\1" + content[21:],
+        content[:-1] + b"\0",
+        b"GIF89a" + content[6:],
+    ):
+        path.write_bytes(damaged)
+        write_images(folder, TINY, seed=2, count=5, workers=1)
+        assert _files(folder) == whole
+
+
 def test_an_interrupted_call_is_continued(folder):
     whole = _files(folder)
     image, mask = _pair(folder)

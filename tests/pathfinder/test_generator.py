@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crbp_d2.data import DatasetError
 from crbp_d2.data.parallel import ordered_map
 from crbp_d2.data.pathfinder import TINY, PathfinderConfig, contact_sheet, generate, preset
 from crbp_d2.data.pathfinder.draw import reduce_bicubic
@@ -272,6 +273,8 @@ def test_unknown_presets_are_refused(name):
         {"marker_radius": 3},
         {"resize_to": 80},
         {"distractor_count": -1},
+        {"contour_length": 1001},
+        {"size": 8193},
     ],
 )
 def test_impossible_configs_are_refused_by_name(change):
@@ -281,7 +284,7 @@ def test_impossible_configs_are_refused_by_name(change):
 
 def test_contours_without_room_end_in_an_error():
     crowded = dataclasses.replace(TINY, contour_length=40)
-    with pytest.raises(RuntimeError, match="40 dashes found no room"):
+    with pytest.raises(DatasetError, match="contour_length=40 dashes found no room .* take fewer"):
         generate(crowded, 0, 0)
 
 

@@ -13,7 +13,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import sys
 
 from crbp_d2.analysis.commands.arguments import (
     add_output,
@@ -24,6 +23,7 @@ from crbp_d2.analysis.commands.arguments import (
 from crbp_d2.analysis.curves import WINDOW, draw_curves, published_lines, read_log, write_csv
 from crbp_d2.analysis.figures import save_figure
 from crbp_d2.analysis.published import FINAL
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,4 +57,4 @@ def run(arguments: argparse.Namespace) -> None:
     numbers = output.with_suffix(".csv")
     write_csv(numbers, runs, published)
     files = [*save_figure(figure, output), numbers]
-    sys.stdout.write("".join(f"{path}\n" for path in files))
+    say("".join(f"{path}\n" for path in files))

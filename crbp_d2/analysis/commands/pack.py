@@ -15,13 +15,13 @@ example:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from crbp_d2.analysis.commands.arguments import require_folder
 from crbp_d2.analysis.packing import pack
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,5 +65,5 @@ def run(arguments: argparse.Namespace) -> None:
         progress=lambda batches: tqdm(batches, "scores"),
     )
     for row in card.scores:
-        sys.stdout.write(f"{', '.join(f'{name} {value}' for name, value in row.items())}\n")
-    sys.stdout.write(f"Weights, config and card: {arguments.output / arguments.name}\n")
+        say(f"{', '.join(f'{name} {value}' for name, value in row.items())}\n")
+    say(f"Weights, config and card: {arguments.output / arguments.name}\n")

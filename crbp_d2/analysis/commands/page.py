@@ -12,7 +12,6 @@ example, two models side by side up to twice the steps of the one with more:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,6 +24,7 @@ from crbp_d2.analysis.commands.arguments import (
 )
 from crbp_d2.analysis.page import load_recurrent_runs, shared_data_set, write_page
 from crbp_d2.analysis.steps import parse_steps
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
         progress=lambda images, number: tqdm(images, "images", number),
     )
     if written.left_out:
-        sys.stdout.write(f"{written.left_out}\n")
-    sys.stdout.write(
+        say(f"{written.left_out}\n")
+    say(
         f"{written.page}: {written.images} images, {written.megabytes:.1f} MB\n"
         f"The numbers behind it: {written.numbers}\n"
     )

@@ -10,7 +10,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import islice
 
 import torch
@@ -27,6 +26,7 @@ from crbp_d2.analysis.runs import load_runs
 from crbp_d2.analysis.stability import measure_dynamics, write_report
 from crbp_d2.analysis.steps import evaluate_steps, scale_of, step_evaluators
 from crbp_d2.config import final_node
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,5 +68,5 @@ def run(arguments: argparse.Namespace) -> None:
             score,
             scale_of(score),
         )
-        sys.stdout.write(f"{one.label}: {line}\n" if len(arguments.runs) > 1 else f"{line}\n")
-        sys.stdout.write(f"Figure and numbers: {folder}/stability.*\n")
+        say(f"{one.label}: {line}\n" if len(arguments.runs) > 1 else f"{line}\n")
+        say(f"Figure and numbers: {folder}/stability.*\n")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from crbp_d2.analysis.commands.arguments import (
 )
 from crbp_d2.analysis.runs import load_runs
 from crbp_d2.analysis.state_space import collect_states, project, write_results
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +57,10 @@ def run(arguments: argparse.Namespace) -> None:
     tests = write_results(folder, spaces)
     for label, space in spaces.items():
         median = statistics.median_high(space.distance.tolist())
-        sys.stdout.write(f"{label}: median distance {median:.4f}, {len(space.distance)} samples\n")
+        say(f"{label}: median distance {median:.4f}, {len(space.distance)} samples\n")
     for pair, test in tests.items():
-        sys.stdout.write(
+        say(
             f"{pair}: KS statistic {test['statistic']:.3f}, p {test['p']:.2g}, ratio of medians "
             f"{test['median_ratio']:.3g}, n {test['n_first']} and {test['n_second']}\n"
         )
-    sys.stdout.write(f"Figure and numbers: {folder}/state_space.*\n")
+    say(f"Figure and numbers: {folder}/state_space.*\n")

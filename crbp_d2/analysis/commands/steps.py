@@ -61,6 +61,7 @@ from crbp_d2.analysis.steps import (
 from crbp_d2.analysis.steps_figure import curves_of, write_figure
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.loaders import is_pathfinder
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not trained:
         _write(folder, evaluated, arguments.published)
     lines = [*_table(evaluated), "", *notes, f"Scores and figure: {folder}/steps.*"]
-    sys.stdout.write("\n".join(lines) + "\n")
+    say("\n".join(lines) + "\n")
 
 
 def _write(folder: Path, evaluated: Mapping[str, Evaluated], published: str | None) -> None:

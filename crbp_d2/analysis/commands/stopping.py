@@ -12,7 +12,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import islice
 
 from tqdm import tqdm
@@ -28,6 +27,7 @@ from crbp_d2.analysis.runs import load_runs
 from crbp_d2.analysis.steps import step_evaluators
 from crbp_d2.analysis.stopping import evaluate_tolerances, markdown
 from crbp_d2.data.storage import write_whole
+from crbp_d2.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,4 +63,4 @@ def run(arguments: argparse.Namespace) -> None:
         output = folders[one.label]
         output.mkdir(parents=True, exist_ok=True)
         write_whole(output / "early_stopping.md", table.encode())
-        sys.stdout.write(f"**{one.label}**\n\n{table}\n" if len(arguments.runs) > 1 else table)
+        say(f"**{one.label}**\n\n{table}\n" if len(arguments.runs) > 1 else table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection
 from functools import lru_cache
@@ -11,6 +12,8 @@ from PIL import Image
 
 from ..reading import FORMATS
 from ..validate import DatasetError
+
+logger = logging.getLogger(__name__)
 
 _PARTS = {"{id}": ".+", "{class}": "[^/]+", "*": "[^/]*", "?": "[^/]"}
 
@@ -44,11 +47,20 @@ def find_annotated(
         folder, pattern: see `find_belonging`.
 
     Returns:
-        As these functions do. What belongs to an image is no image itself.
+        As these functions do. What belongs to an image is no image itself. Images in the folder
+        that are neither are told in a warning.
     """
     found = find_images(images, image_pattern)
     belonging = find_belonging(folder, pattern, found)
     others = {file for file, _, _ in belonging} if images.resolve() == folder.resolve() else set()
+    left_out = sorted(set(image_files(images)) - set(found.values()) - others)
+    if left_out:
+        logger.warning(
+            "%s: left out what fits no pattern: %d images, as %r",
+            images,
+            len(left_out),
+            left_out[0],
+        )
     return {name: file for name, file in found.items() if file not in others}, belonging
 
 
@@ -137,4 +149,5 @@ def _compiled(pattern: str, length: int | None) -> re.Pattern[str]:
             seen.add(group)
         else:
             expression += _PARTS.get(part) or re.escape(part)
-    return re.compile(expression)
+    # Names may hold line breaks, which are refused where it is known whose they are.
+    return re.compile(expression, re.DOTALL)

@@ -16,10 +16,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..fields import Json, relative_path, text
-from ..files import save_image
+from ..files import naming, save_image
 from ..parallel import ordered_map
-from ..storage import locked, replacing, write_whole
-from ..validate import DatasetError, Problems, check_images, duplicates, read_json
+from ..storage import locked, replacing
+from ..validate import (
+    CONVERTED,
+    DatasetError,
+    Problems,
+    check_images,
+    converted_by,
+    duplicates,
+    read_json,
+)
 from . import listing
 from .classes import Choices, settle
 from .files import measured, require_size, upright_size
@@ -89,20 +97,22 @@ def convert(
         _check_entries(annotated)
         categories = settle(annotated.categories, choices, *(known or ()))
         out.mkdir(parents=True, exist_ok=True)
-        with replacing(out / entry["panoptic_pngs"]) as pngs:
+        path = out / entry["panoptic_json"]
+        with replacing(out / entry["panoptic_pngs"], beside=path) as pngs:
             by_name = {category["name"]: category for category in categories}
             job = _Job(annotated.images, annotated.read, pngs, by_name, choices)
             content, summary = _write_pngs(job, annotated.entries, name, workers)
-            content = {"info": {"converted": call}, **content, "categories": categories}
-            # Before the folder, as it says whose the folder is.
-            write_whole(out / entry["panoptic_json"], json.dumps(content).encode())
+            content = {"info": {CONVERTED: call}, **content, "categories": categories}
+            made = pngs.with_name(path.name)
+            with naming(made):
+                made.write_text(json.dumps(content), encoding="utf-8")
         listing.add(out, entry)
     return summary
 
 
 def _check_name(name: str) -> None:
     try:
-        if "/" not in relative_path(name):
+        if "/" not in relative_path(name) and name.strip(" ."):
             return
     except ValueError:
         pass
@@ -114,10 +124,8 @@ def _require_free(out: Path, entry: Json, call: Json) -> None:
     path, pngs = out / entry["panoptic_json"], out / entry["panoptic_pngs"]
     cure = f"remove it and {pngs}, or choose another --name"
     if path.exists():
-        content = read_json(path)
-        info = content.get("info") if isinstance(content, dict) else None
-        found = info.get("converted") if isinstance(info, dict) else None
-        if not isinstance(found, dict):
+        found = converted_by(read_json(path))
+        if found is None:
             raise DatasetError(f"{path}: was not written by this tool; {cure}")
         for key in sorted({*found, *call}):
             if found.get(key) != call.get(key):

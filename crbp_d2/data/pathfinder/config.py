@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from crbp_d2.data.fields import MAX_SIDE
+
 REFERENCE_SIZE = 300
 SMALLEST_REDUCED_SIZE = 100
+LONGEST_CONTOUR = 1000
+"""Dashes; no canvas of the paper has room for as many."""
 DISTRACTOR_DASHES = 30
 
 
@@ -20,8 +24,8 @@ class PathfinderConfig:
     `[0, 1] x [0, 1]`.
 
     Attributes:
-        size: side of the canvas that is drawn.
-        contour_length: dashes in the target and in its rival.
+        size: side of the canvas that is drawn, at most 8192.
+        contour_length: dashes in the target and in its rival, at most `LONGEST_CONTOUR`.
         distractor_length: dashes in each distractor.
         distractor_count: distractors in an image.
         dash_length, thickness: the dash, a rectangle with square ends.
@@ -67,6 +71,11 @@ class PathfinderConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"PathfinderConfig.{name}={getattr(self, name)} must be positive.")
+        for name, most in (("contour_length", LONGEST_CONTOUR), ("size", MAX_SIDE)):
+            if getattr(self, name) > most:
+                raise ValueError(
+                    f"PathfinderConfig.{name}={getattr(self, name)} must be at most {most}."
+                )
         if self.distractor_count < 0:
             raise ValueError(
                 f"PathfinderConfig.distractor_count={self.distractor_count} is below 0."
@@ -111,7 +120,8 @@ def standard(contour_length: int, size: int = REFERENCE_SIZE) -> PathfinderConfi
     train on (150); larger ones have every length scaled.
 
     Raises:
-        ValueError: for a contour too short to have distractors, or a size that loses the dashes.
+        ValueError: for a contour too short to have distractors or longer than `LONGEST_CONTOUR`,
+            a size that loses the dashes or is above 8192.
     """
     if contour_length < 3:
         raise ValueError(f"contour_length={contour_length}: Pathfinder needs at least 3 dashes.")
@@ -120,6 +130,8 @@ def standard(contour_length: int, size: int = REFERENCE_SIZE) -> PathfinderConfi
             f"Pathfinder-{contour_length} at {size} pixels has dashes of less than 1.7 pixels; use "
             f"{SMALLEST_REDUCED_SIZE} pixels or more, or the presets 'small' (64) and 'tiny' (40)."
         )
+    if size > MAX_SIDE:
+        raise ValueError(f"Pathfinder at {size} pixels: images have at most {MAX_SIDE} a side.")
     distractor_length = contour_length // 3
     config = PathfinderConfig(
         contour_length=contour_length,

@@ -25,7 +25,7 @@ def generate(
 
     Raises:
         ValueError: for a negative seed or index.
-        RuntimeError: if the config leaves no room for its contours.
+        DatasetError: if the config leaves no room for its contours.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed={seed} and index={index} must not be negative.")

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from crbp_d2.data.validate import DatasetError
+
 from .config import PathfinderConfig
 
 Dash = tuple[float, float, float, float, float, float]
@@ -171,7 +173,7 @@ def grow_scene(config: PathfinderConfig, uniform: Uniform) -> Scene:
         uniform: draws from [0, 1), the only source of chance.
 
     Raises:
-        RuntimeError: if the contours find no room.
+        DatasetError: if the contours find no room.
     """
     canvas = Canvas(config)
     free = config.size - 2 * config.edge_keep
@@ -195,9 +197,9 @@ def grow_scene(config: PathfinderConfig, uniform: Uniform) -> Scene:
                 distractors, distractors_tried = _grow_distractors(canvas, uniform)
                 return Scene(target, rival, distractors, tried + distractors_tried)
         canvas.remove(first)
-    raise RuntimeError(
-        f"two contours of {config.contour_length} dashes found no room in {MAX_RESTARTS} attempts; "
-        f"shorten them or enlarge the canvas: {config}"
+    raise DatasetError(
+        f"two contours of contour_length={config.contour_length} dashes found no room in "
+        f"{MAX_RESTARTS} attempts on a canvas of {config.size} pixels; take fewer, or shorter ones"
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from crbp_d2.data.fields import Json
@@ -24,6 +25,8 @@ from .generator import generate
 
 DESCRIPTION = "pathfinder.json"
 IMAGES_PER_BATCH = 1000
+MOST_IMAGES = 10_000_000
+"""In a folder."""
 # The last chunk, which is the same in every PNG.
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 
@@ -88,17 +91,19 @@ def _read_description(path: Path) -> Json:
 
 
 def _whole_images(root: Path) -> set[str]:
-    """The PNGs below `root` that are there to their end, as paths from there."""
-    return {
-        str(path.relative_to(root)) for path in root.glob("*/*/*/*.png") if _ends_as_a_png(path)
-    }
+    """The PNGs below `root` that are there with all their bytes, as paths from there."""
+    return {str(path.relative_to(root)) for path in root.glob("*/*/*/*.png") if _is_whole(path)}
 
 
-def _ends_as_a_png(path: Path) -> bool:
-    with path.open("rb") as file:
-        length = file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - len(_PNG_END)))
-        return file.read() == _PNG_END
+def _is_whole(path: Path) -> bool:
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            # The checksums of all chunks but the last.
+            image.verify()
+    except Exception:  # Pillow raises many kinds for broken files
+        return False
+    return content.endswith(_PNG_END)
 
 
 def write_images(
@@ -112,7 +117,7 @@ def write_images(
     """Write the first `count` images of a stream and the list file that names them.
 
     Files appear whole or not at all. Called again after an interruption, it writes what is missing
-    or cut; called with a larger count, it adds images.
+    or damaged; called with a larger count, it adds images.
 
     Args:
         root: receives `curv_contour_length_N/imgs`, `.../seg`, the list file and a description.
@@ -122,11 +127,11 @@ def write_images(
         The list file, `<root>/curv_contour_length_N.txt`.
 
     Raises:
-        ValueError: `count` is below 1, or `seed` below 0.
+        ValueError: `count` is not in 1..`MOST_IMAGES`, or `seed` below 0.
         DatasetError: `root` holds images of another config or seed, or something else.
     """
-    if count < 1:
-        raise ValueError(f"count={count}: at least one image is needed")
+    if not 1 <= count <= MOST_IMAGES:
+        raise ValueError(f"count={count}: must be from 1 to {MOST_IMAGES}")
     if seed < 0:
         raise ValueError(f"seed={seed}: must be at least 0")
     root = absolute(root)
