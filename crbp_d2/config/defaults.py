@@ -145,6 +145,23 @@ def add_crbp_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "sgd"
     # Pathfinder: besides INPUT.RANDOM_FLIP, exchange rows and columns at random.
     cfg.INPUT.TRANSPOSE = False
+    # Augmentations of all data but Pathfinder, beside Detectron2's INPUT.CROP, MIN_SIZE_TRAIN and
+    # RANDOM_FLIP. Brightness: the factor is drawn from this interval, such as (0.8, 1.2); 1.0
+    # changes nothing, 0.0 is black. () for none.
+    cfg.INPUT.RANDOM_BRIGHTNESS = ()
+    # The same of the contrast, with the mean of the image as its centre; 0.0 is that mean.
+    cfg.INPUT.RANDOM_CONTRAST = ()
+    # The same of the saturation; 0.0 is grey. INPUT.FORMAT is RGB or BGR.
+    cfg.INPUT.RANDOM_SATURATION = ()
+    # Degrees to turn images by, counter-clockwise, from -360 to 360: an interval, such as
+    # (-10, 10), or with RANDOM_ROTATION_SAMPLING choice a list, such as (0, 90, 180, 270) for
+    # pictures without an up. At right angles the whole image turns; at others it keeps its size,
+    # loses its corners, and has black ones that are labelled as nothing. Boxes are those of the
+    # masks; of a model without masks (MODEL.MASK_ON False) those of the turned boxes, which are
+    # larger. () for none.
+    cfg.INPUT.RANDOM_ROTATION = ()
+    # range: any angle of the interval. choice: one of the list.
+    cfg.INPUT.RANDOM_ROTATION_SAMPLING = "range"
     # Pathfinder: never show an image twice; past the end of an epoch, fresh ones are drawn.
     cfg.DATALOADER.ENDLESS = False
     # A YAML or JSON file of panoptic data sets of your own to register, see datasets/README.md.

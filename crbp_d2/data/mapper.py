@@ -4,77 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import RandomCrop
-from fvcore.transforms.transform import CropTransform
 
 from crbp_d2.core import ConfigurationError
 
-from .derive import UNLABELLED
+from .augmentations import RandomPixelCrop, more_augmentations
 from .fields import Json
-from .outlines import mask_to_polygons
 from .reading import require_eight_bits
 
 _RELATIVE, _ABSOLUTE = ("relative", "relative_range"), ("absolute", "absolute_range")
-
-
-class PixelCrop(CropTransform):
-    """A crop after which polygons cover the pixels that they covered before.
-
-    fvcore's own one fills holes, and needs shapely.
-    """
-
-    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
-        """Polygons `(N, 2)` of one object, of which the union counts."""
-        right, bottom = self.x0 + self.w, self.y0 + self.h
-        flat = [np.asarray(polygon, dtype=np.float64).reshape(-1).tolist() for polygon in polygons]
-        encoded = mask_util.merge(mask_util.frPyObjects(flat, bottom, right))
-        mask = mask_util.decode(encoded)[self.y0 :, self.x0 :]
-        if not mask.any():
-            return []
-        return [np.array(polygon).reshape(-1, 2) for polygon in mask_to_polygons(mask)]
-
-
-class RandomPixelCrop(RandomCrop):
-    """Detectron2's random crop as a `PixelCrop`, with a labelled pixel at least.
-
-    Without any, the mean of the semantic loss would be one of no pixels, which is NaN.
-    """
-
-    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None = None) -> PixelCrop:
-        """Args: `image` `(H, W, C)`, and `sem_seg` `(H, W)` with 255 where nothing is labelled."""
-        crop = super().get_transform(image)
-        x0, y0 = crop.x0, crop.y0
-        if sem_seg is not None and (crop.apply_segmentation(sem_seg) == UNLABELLED).all():
-            rows, columns = np.nonzero(sem_seg != UNLABELLED)
-            if len(rows):
-                chosen = np.random.randint(len(rows))
-                y0 = _moved(y0, crop.h, rows[chosen])
-                x0 = _moved(x0, crop.w, columns[chosen])
-        return PixelCrop(x0, y0, crop.w, crop.h)
-
-    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        height, width = super().get_crop_size(image_size)
-        return max(height, 1), max(width, 1)
-
-
-def _moved(start: int, length: int, inside: int) -> int:
-    """The start of the nearest window of that length that has `inside` in it."""
-    return int(np.clip(start, inside - length + 1, inside))
 
 
 class PanopticMapper(DatasetMapper):
     """Detectron2's `DatasetMapper`, for panoptic data and others.
 
     Differences: an image that eight bits don't hold is an error; `INPUT.CROP` keeps the holes of
-    masks in either `INPUT.MASK_FORMAT`, needs no shapely, and takes images without instances.
+    masks in either `INPUT.MASK_FORMAT`, needs no shapely, and takes images without instances;
+    colours are changed and images turned by the keys `INPUT.RANDOM_*` of this project.
 
     Args:
         is_train: see `DatasetMapper`.
-        fit_boxes: whether boxes are those of the masks, as they must be after a crop.
+        fit_boxes: whether boxes are those of the masks, as they must be after a crop or a turn.
         options: of `DatasetMapper`.
     """
 
@@ -92,8 +44,12 @@ class PanopticMapper(DatasetMapper):
             RandomPixelCrop(one.crop_type, one.crop_size) if type(one) is RandomCrop else one
             for one in options["augmentations"]
         ]
+        turned = False
+        if is_train:
+            options["augmentations"] += more_augmentations(cfg)
+            turned = bool(cfg.MODEL.MASK_ON and cfg.INPUT.get("RANDOM_ROTATION"))
         # Detectron2 fails to do so where there is no mask.
-        options["fit_boxes"] = options.pop("recompute_boxes")
+        options["fit_boxes"] = options.pop("recompute_boxes") or turned
         return options
 
     def __call__(self, dataset_dict: Json) -> Json:

@@ -1,4 +1,4 @@
-"""Keys of Detectron2 that this project does not take as Detectron2's own trainer does.
+"""Keys that this project does not take as Detectron2's own trainer does, and its own of data.
 
 Each is refused where the run would be another than the one asked for, or would fail after hours,
 and reported where it only has no effect. Every other key means what it means in Detectron2.
@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from fvcore.nn.precise_bn import get_bn_modules
 
-from crbp_d2.config import value_of
+from crbp_d2.config import add_crbp_config, value_of
 from crbp_d2.core import ConfigurationError, Recurrence
 from crbp_d2.core.errors import choices, did_you_mean
 from crbp_d2.data.loaders import is_pathfinder
@@ -49,6 +49,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.MASK_FORMAT": ("bitmask", "polygon"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "none", "vertical"),
+    "INPUT.RANDOM_ROTATION_SAMPLING": ("choice", "range"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "SOLVER.LR_SCHEDULER_NAME": (
         "WarmupCosineLR",
@@ -79,6 +80,13 @@ def _are_numbers(value: Any) -> bool:
     return bool(value) and all(isinstance(one, (int, float)) and isfinite(one) for one in value)
 
 
+def _are_ordered(value: Any) -> bool:
+    return _are_numbers(value) and len(value) == 2 and value[0] <= value[1]
+
+
+AUGMENTED = tuple(f"INPUT.RANDOM_{name}" for name in ("BRIGHTNESS", "CONTRAST", "SATURATION"))
+"""Intervals of this project, of which any can be empty."""
+
 FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "DATALOADER.NUM_WORKERS": (
         lambda value: 0 <= value <= MOST_WORKERS,
@@ -102,6 +110,17 @@ FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": (
         lambda value: abs(value) < 2**31,
         "must be a label, as 255",
+    ),
+    **{
+        key: (
+            lambda value: not value or (_are_ordered(value) and value[0] >= 0),
+            "must be two numbers of at least 0, the lower first, or () for none",
+        )
+        for key in AUGMENTED
+    },
+    "INPUT.RANDOM_ROTATION": (
+        lambda value: not value or (_are_numbers(value) and max(map(abs, value)) <= 360),
+        "must be angles from -360 to 360, or () for none",
     ),
 }
 """What keys must be, beyond the type that Detectron2 asks for."""
@@ -133,6 +152,23 @@ REFUSED = (
         lambda cfg: cfg.TEST.AUG.ENABLED,
         "augmentation of test images is not done here, as Detectron2's gives boxes and masks, but "
         "no segments; set it to False",
+    ),
+    Rule(
+        "INPUT.RANDOM_ROTATION",
+        lambda cfg: (
+            bool(cfg.INPUT.RANDOM_ROTATION)
+            and cfg.INPUT.RANDOM_ROTATION_SAMPLING == "range"
+            and not _are_ordered(cfg.INPUT.RANDOM_ROTATION)
+        ),
+        "must be two angles, the lower first; for a list of angles set "
+        "INPUT.RANDOM_ROTATION_SAMPLING to choice",
+        training=True,
+    ),
+    Rule(
+        "INPUT.RANDOM_SATURATION",
+        lambda cfg: bool(cfg.INPUT.RANDOM_SATURATION) and cfg.INPUT.FORMAT not in ("BGR", "RGB"),
+        "only images whose INPUT.FORMAT is BGR or RGB have colours to change; set it to ()",
+        training=True,
     ),
     Rule("OUTPUT_DIR", lambda cfg: not cfg.OUTPUT_DIR, "nothing would be saved; name a folder"),
     Rule(
@@ -192,10 +228,13 @@ IGNORED = (
             "INPUT.MAX_SIZE_TRAIN",
             "INPUT.MIN_SIZE_TEST",
             "INPUT.MIN_SIZE_TRAIN",
+            *AUGMENTED,
+            "INPUT.RANDOM_ROTATION",
+            "INPUT.RANDOM_ROTATION_SAMPLING",
         )
     ),
 )
-"""Keys that are reported if they have another value than Detectron2's default."""
+"""Keys that are reported if they have another value than the default."""
 
 SCORED = {
     "coco": ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork", "RetinaNet", "FCOS"),
@@ -217,6 +256,7 @@ def check_keys(cfg: CfgNode, *, eval_only: bool) -> None:
         if lines:
             raise ConfigurationError("\n".join(lines))
     default = get_cfg()
+    add_crbp_config(default)
     for rule in IGNORED:
         value = value_of(cfg, rule.key)
         skipped = rule.training and eval_only

@@ -17,7 +17,7 @@ from PIL import Image
 from crbp_d2.config import add_crbp_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import PanopticMapper, build_train_loader, register_panoptic
-from crbp_d2.data.mapper import PixelCrop, RandomPixelCrop
+from crbp_d2.data.augmentations import PixelCrop, RandomPixelCrop
 from tests.evaluation.models import tiny_config
 
 from . import mixed_data

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.distributed import python_path
+from tests.distributed import ROOT
+
+from .blocks import blocks_of, link_clone, run_blocks
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "tutorial.md").read_text()
-# A file whose name stands above it, or commands.
-BLOCKS = re.findall(r"`([\w./]+)`:\n\n```(?:python|yaml)\n(.*?)```|```bash\n(.*?)```", TEXT, re.S)
+BLOCKS = blocks_of(TEXT)
 # Fewer iterations and scenes, and no fewer kinds of anything: what is left is to start the tools.
 SHORTER = {
     "MAX_ITER: 400": "MAX_ITER: 4",
@@ -27,35 +23,12 @@ SHORTER = {
 }
 
 
-def shorter(content: str) -> str:
-    for long, short in SHORTER.items():
-        content = content.replace(long, short)
-    return content
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where all blocks have run, with what the clone has beside them."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("configs", "datasets", "tools"):
-        (folder / name).symlink_to(ROOT / name)
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": python_path(),
-    }
-    for name, content, commands in BLOCKS:
-        if name:
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(shorter(content))
-            continue
-        done = subprocess.run(
-            ["bash", "-e", "-c", commands],
-            cwd=folder, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{commands}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        with (folder / "printed").open("a") as printed:
-            printed.write(done.stdout + done.stderr)
+    link_clone(folder)
+    (folder / "printed").write_text(run_blocks(BLOCKS, folder, SHORTER))
     return folder
 
 

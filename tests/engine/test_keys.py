@@ -16,10 +16,18 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer
 
-from crbp_d2.config import read_config, value_of
+from crbp_d2.config import add_crbp_config, read_config, value_of
 from crbp_d2.core import ConfigurationError
 from crbp_d2.engine import Trainer, prepare
-from crbp_d2.engine.keys import CHOICES, IGNORED, POSITIVE, REFUSED, SCORED, require_trainable
+from crbp_d2.engine.keys import (
+    CHOICES,
+    FORMS,
+    IGNORED,
+    POSITIVE,
+    REFUSED,
+    SCORED,
+    require_trainable,
+)
 from crbp_d2.engine.optimizers import build_optimizer
 from crbp_d2.evaluation.build import _EVALUATOR_TYPES
 from tests.data.shapes_data import registered_shapes
@@ -135,7 +143,8 @@ def test_every_key_of_detectron2s_trainer_is_read_or_named(shapes, tmp_path):
 
 def test_every_named_key_is_one():
     default = get_cfg()
-    keys = {rule.key for rule in (*REFUSED, *IGNORED)} | {*CHOICES, *POSITIVE}
+    add_crbp_config(default)
+    keys = {rule.key for rule in (*REFUSED, *IGNORED)} | {*CHOICES, *FORMS, *POSITIVE}
     assert all(is_value(default, key) for key in keys)
 
 
@@ -176,6 +185,7 @@ def test_the_trainer_has_all_that_detectron2s_has(tmp_path):
         ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "global", "full_model, norm, value"),
         ("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "RepeatFactorTrainingSampler, Tr"),
         ("INPUT.RANDOM_FLIP", "both", "horizontal, none, vertical"),
+        ("INPUT.RANDOM_ROTATION_SAMPLING", "list", "choice, range"),
         ("INPUT.MASK_FORMAT", "rle", "bitmask, polygon"),
         ("MODEL.DEVICE", "gpu", "choose cuda or cpu"),
         ("MODEL.DEVICE", "meta", "choose cuda or cpu"),
@@ -206,6 +216,14 @@ def test_what_cannot_be_as_it_is_is_refused_before_anything_is_built(
         ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ()),
         ("MODEL.RPN.IN_FEATURES", (5,)),
         ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 10**20),
+        ("INPUT.RANDOM_BRIGHTNESS", (0.8,)),
+        ("INPUT.RANDOM_CONTRAST", (1.2, 0.8)),
+        ("INPUT.RANDOM_SATURATION", (-0.5, 1.0)),
+        ("INPUT.RANDOM_BRIGHTNESS", ("a", "b")),
+        ("INPUT.RANDOM_ROTATION", (0, 90, 180)),
+        ("INPUT.RANDOM_ROTATION", (10, -10)),
+        ("INPUT.RANDOM_ROTATION", (-400, 400)),
+        ("INPUT.RANDOM_ROTATION", (float("nan"), 0.0)),
         ("DATALOADER.NUM_WORKERS", -1),
         ("DATALOADER.NUM_WORKERS", 10**20),
     ],
@@ -228,6 +246,14 @@ def test_all_that_is_wrong_is_named_at_once(shapes, tmp_path):
         prepare(cfg, eval_only=True)
 
 
+def test_saturation_is_of_colours(shapes, tmp_path):
+    grey = ("INPUT.FORMAT", "L", "INPUT.RANDOM_BRIGHTNESS", (0.8, 1.2))
+    prepare(config(tmp_path, *grey), eval_only=False)
+    cfg = config(tmp_path, *grey, "INPUT.RANDOM_SATURATION", (0.8, 1.2))
+    with pytest.raises(ConfigurationError, match=r"^INPUT\.RANDOM_SATURATION is .*BGR or RGB"):
+        prepare(cfg, eval_only=False)
+
+
 def test_what_matters_in_training_alone_passes_in_evaluation(shapes, tmp_path):
     cfg = config(tmp_path, "SOLVER.MAX_ITER", 0, "SOLVER.BASE_LR_END", 1.0)
     prepare(cfg, eval_only=True)
@@ -244,6 +270,8 @@ def test_what_matters_in_training_alone_passes_in_evaluation(shapes, tmp_path):
         ("pathfinder_crbp", "VIS_PERIOD", 5),
         ("pathfinder_crbp", "INPUT.CROP.ENABLED", True),
         ("pathfinder_crbp", "INPUT.MIN_SIZE_TEST", 64),
+        ("pathfinder_crbp", "INPUT.RANDOM_CONTRAST", (0.8, 1.2)),
+        ("pathfinder_crbp", "INPUT.RANDOM_ROTATION", (-10, 10)),
         ("pathfinder_crbp", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
     ],
 )

