@@ -164,7 +164,8 @@ def add_crbp_config(cfg: CfgNode) -> None:
     cfg.INPUT.RANDOM_ROTATION_SAMPLING = "range"
     # Pathfinder: never show an image twice; past the end of an epoch, fresh ones are drawn.
     cfg.DATALOADER.ENDLESS = False
-    # A YAML or JSON file of panoptic data sets of your own to register, see datasets/README.md.
+    # A YAML or JSON file of panoptic data sets of your own to register, see datasets/README.md. Its
+    # path begins at the working directory, in a config file, too; the paths in it at its folder.
     cfg.DATASETS.FILE = ""
     # Prediction pictures to draw from the first test set after every evaluation: to predictions/
     # and, in training, to TensorBoard.

@@ -52,7 +52,10 @@ def read_entries(path: Path) -> list[Json]:
         DatasetError: the file is missing or not of that form.
     """
     if not os.path.isfile(path):
-        raise DatasetError(f"{path}: no such file; check the path")
+        raise DatasetError(
+            f"{path}: no such file; check the path, which as DATASETS.FILE begins at the working "
+            "directory, also in a config"
+        )
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:

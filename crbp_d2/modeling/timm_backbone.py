@@ -290,6 +290,9 @@ def _create(timm: ModuleType, name: str, options: Mapping[str, Any], weights: st
     if weights not in ("", "timm"):
         found = package_weights() if weights == "package" else file_weights(weights)
         fill(net, found, name, weights)
+    # Detectron2 says of a model without MODEL.WEIGHTS that it begins from scratch.
+    if weights:
+        logger.info("Backbone %s has its pretrained weights, by %s %s", name, KEY, weights)
     return net
 
 

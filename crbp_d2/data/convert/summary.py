@@ -72,6 +72,8 @@ class Summary:
             f"pixels covered twice: {self._share(self.twice)}",
             f"pixels left unlabelled: {self._share(self.unlabelled)}",
         ]
+        if self.unlabelled:
+            lines[-1] += " (neither learned nor scored: models call them something; or --fill)"
         if self.filled:
             lines.append(f"pixels filled: {self._share(self.filled)}")
         lines += _examples("vanished below others", self.vanished)
