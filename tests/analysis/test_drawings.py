@@ -23,7 +23,6 @@ from crbp_d2.analysis.runs import load_run
 from crbp_d2.data import DatasetError
 from crbp_d2.data.pathfinder import PathfinderImages, load_sample
 from crbp_d2.data.pathfinder.config import TINY
-from tests.analysis.test_predictions import demo  # noqa: F401  a fixture
 
 STROKES = Strokes(width=1.5, dash=3.0, gap=2.0, dot=3.5)
 MODEL = "crbp://pathfinder_tiny_bptt"
@@ -179,7 +178,7 @@ def test_a_picture_says_where_nothing_was_found():
     assert "one: nothing found" in titles and "two" in titles
 
 
-def test_the_tool_traces_a_drawing_and_says_what_it_changed(tmp_path, demo, capsys):  # noqa: F811
+def test_the_tool_traces_a_drawing_and_says_what_it_changed(tmp_path, demo, capsys):
     drawn = enlarged(4)
     clear = np.dstack([np.zeros((*drawn.shape, 3), np.uint8), drawn])
     Image.fromarray(clear, "RGBA").save(tmp_path / "clear.png")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -39,11 +37,11 @@ from crbp_d2.data import DatasetError, ensure_prepared, register_panoptic, set_n
 from crbp_d2.data.pathfinder import PathfinderImages, load_sample
 from crbp_d2.evaluation import drawing
 from crbp_d2.evaluation.drawing import GAP, MINIMUM_SIDE, side_by_side, title_height
+from tests.data.mixed_data import registered
 from tests.data.panoptic_data import HEIGHT, WIDTH, write_panoptic
 from tests.evaluation.models import tiny_config
 from tests.modeling.conftest import CONFIGS
 
-TOOL = CONFIGS.parent / "tools" / "demo.py"
 NAME = "test_predictions_panoptic"
 CONTOUR = "quick/pathfinder_bptt.yaml"
 PANOPTIC = "quick/shapes_crbp.yaml"
@@ -66,11 +64,9 @@ PANEL = round(WIDTH * MINIMUM_SIDE / HEIGHT)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     written = write_panoptic(tmp_path_factory.mktemp("predictions") / "data")
-    register_panoptic(NAME, **written.arguments())
-    ensure_prepared(NAME)
-    yield written
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+    with registered(NAME, written.arguments()):
+        ensure_prepared(NAME)
+        yield written
 
 
 @pytest.fixture
@@ -89,15 +85,6 @@ def run_of(tmp_path):
         return folder
 
     return make
-
-
-@pytest.fixture
-def demo(monkeypatch):
-    def run(*arguments: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
-        runpy.run_path(str(TOOL), run_name="__main__")
-
-    return run
 
 
 def test_pixels_are_claimed_at_the_step_from_which_on_they_stay():

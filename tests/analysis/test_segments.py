@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +18,14 @@ from crbp_d2.analysis.images import find_images, model_input
 from crbp_d2.analysis.predictions import panoptic_picture
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import ConfigurationError
-from crbp_d2.data import ensure_prepared, register_panoptic
+from crbp_d2.data import ensure_prepared
 from crbp_d2.data.validate import read_panoptic_json
 from crbp_d2.evaluation.pictures import answer_as_drawn
 from crbp_d2.evaluation.segments import categories_of, root_of, writing_segments
 from tests.analysis.page_runs import write_run
+from tests.data.mixed_data import registered
 from tests.data.panoptic_data import CATEGORIES, HEIGHT, WIDTH, write_panoptic
 from tests.evaluation.models import annotations_as_predictions
-from tests.modeling.conftest import CONFIGS
 
 NAME, AGAIN = "test_segments_panoptic", "test_segments_again"
 SMALL = [
@@ -42,25 +40,14 @@ SMALL = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     written = write_panoptic(tmp_path_factory.mktemp("segments") / "data")
-    register_panoptic(NAME, **written.arguments())
-    ensure_prepared(NAME)
-    yield written
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+    with registered(NAME, written.arguments()):
+        ensure_prepared(NAME)
+        yield written
 
 
 @pytest.fixture
 def run_of(data, tmp_path):
     return write_run(tmp_path / "tiny", "quick/shapes_crbp.yaml", *SMALL)
-
-
-@pytest.fixture
-def demo(monkeypatch):
-    def run(*arguments: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
-        runpy.run_path(str(CONFIGS.parent / "tools" / "demo.py"), run_name="__main__")
-
-    return run
 
 
 def read(folder: Path) -> dict:
@@ -98,21 +85,17 @@ def test_right_segments_come_back_from_the_reader_and_from_panopticapi(data, tmp
     assert found["All"]["pq"] == found["All"]["sq"] == 1.0
     # By this package.
     assert read_panoptic_json(folder / "panoptic.json")["images"] == content["images"]
-    register_panoptic(
-        AGAIN,
-        images=root_of(paths),
-        panoptic_json=folder / "panoptic.json",
-        panoptic_pngs=folder / "panoptic",
-        cache=tmp_path / "cache",
-    )
-    try:
+    again = {
+        "images": root_of(paths),
+        "panoptic_json": folder / "panoptic.json",
+        "panoptic_pngs": folder / "panoptic",
+        "cache": tmp_path / "cache",
+    }
+    with registered(AGAIN, again):
         ensure_prepared(AGAIN)
         records = DatasetCatalog.get(AGAIN)
         assert [record["file_name"] for record in records] == list(map(str, paths))
         assert sum(len(record["annotations"]) for record in records) == 9
-    finally:
-        DatasetCatalog.remove(AGAIN)
-        MetadataCatalog.remove(AGAIN)
 
 
 def test_the_tool_writes_what_the_model_answers(data, run_of, tmp_path, demo, capsys):
@@ -159,8 +142,7 @@ def test_a_large_image_is_asked_for_as_the_model_sees_it_and_written_at_its_size
 
 def test_classes_that_the_data_lack_are_no_segments(tmp_path):
     written = write_panoptic(tmp_path / "data", things=False)
-    register_panoptic(AGAIN, **written.arguments())
-    try:
+    with registered(AGAIN, written.arguments()):
         metadata = MetadataCatalog.get(AGAIN)
         assert [one["name"] for one in categories_of(metadata)] == ["road", "sky"]
         infos = [
@@ -171,9 +153,6 @@ def test_classes_that_the_data_lack_are_no_segments(tmp_path):
         segments = np.array([[1, 1], [2, 0]], np.int32)
         with writing_segments(tmp_path / "out", [tmp_path / "x.png"], metadata) as keep:
             keep(tmp_path / "x.png", (2, 4), segments, infos)
-    finally:
-        DatasetCatalog.remove(AGAIN)
-        MetadataCatalog.remove(AGAIN)
     (annotation,) = read(tmp_path / "out")["annotations"]
     assert ids_of(tmp_path / "out", annotation).tolist() == [[0, 0, 0, 0], [2, 2, 0, 0]]
     (listed,) = annotation["segments_info"]
