@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
 
-from .validate import DatasetError
+from .validate import DatasetError, duplicates
 
 _PERMISSION = "ask for the permission, or choose another place"
 _ROOM = "make room there, or choose another place"
@@ -119,3 +119,13 @@ def resolved(path: str | Path) -> Path:
         return whole.parent.resolve() / whole.name
     except RuntimeError:
         raise DatasetError(f"{whole}: links lead in a circle; mend them") from None
+
+
+def png_names(images: Sequence[str]) -> list[str]:
+    """Images' names with another ending; behind the whole name if two would be alike."""
+    names = [str(PurePosixPath(image).with_suffix(".png")) for image in images]
+    alike = set(duplicates(name.casefold() for name in names))
+    return [
+        f"{image}.png" if name.casefold() in alike else name
+        for image, name in zip(images, names, strict=True)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import cv2
@@ -15,7 +15,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from crbp_d2.core import ConfigurationError
-from crbp_d2.data.files import save_image
+from crbp_d2.data.files import png_names, save_image
 from crbp_d2.data.storage import replacing, write_json
 
 Json = dict[str, Any]
@@ -81,20 +81,21 @@ def writing_segments(folder: Path, images: Sequence[Path], metadata: Any) -> Ite
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigurationError(f"--segments {folder}: holds something; name another")
-    root, names = root_of(images), _png_names(images)
+    root = root_of(images)
+    shown = {path: path.absolute().relative_to(root).as_posix() for path in images}
+    names = dict(zip(shown, png_names(list(shown.values())), strict=True))
     content: Json = {"images": [], "annotations": [], "categories": categories_of(metadata)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as fresh:
 
         def keep(path: Path, size: tuple[int, int], segments: Map, infos: Sequence[Json]) -> None:
-            name, number = str(names[path]), len(content["images"]) + 1
+            name, number = names[path], len(content["images"]) + 1
             ids, listed = _described(segments, size, in_categories(infos, metadata))
             (fresh / PNGS / name).parent.mkdir(parents=True, exist_ok=True)
             save_image(Image.fromarray(id2rgb(ids)), fresh / PNGS / name, "PNG")
-            shown = path.absolute().relative_to(root).as_posix()
             height, width = size
             content["images"].append(
-                {"id": number, "file_name": shown, "height": height, "width": width}
+                {"id": number, "file_name": shown[path], "height": height, "width": width}
             )
             content["annotations"].append(
                 {"image_id": number, "file_name": name, "segments_info": listed}
@@ -108,20 +109,6 @@ def writing_segments(folder: Path, images: Sequence[Path], metadata: Any) -> Ite
 def root_of(images: Sequence[Path]) -> Path:
     """The folder, from the root, that all images lie in or below."""
     return Path(os.path.commonpath([path.absolute().parent for path in images]))
-
-
-def _png_names(images: Sequence[Path]) -> dict[Path, PurePosixPath]:
-    """Those of the images below their root, with another ending; behind the whole name if two would
-    be alike."""
-    root = root_of(images)
-    whole = {path: PurePosixPath(path.absolute().relative_to(root).as_posix()) for path in images}
-    plain = [str(name.with_suffix("")).casefold() for name in whole.values()]
-    return {
-        path: name.with_name(f"{name.name}.png")
-        if plain.count(str(name.with_suffix("")).casefold()) > 1
-        else name.with_suffix(".png")
-        for path, name in whole.items()
-    }
 
 
 def _described(

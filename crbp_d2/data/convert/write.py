@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..fields import Json, relative_path, text
-from ..files import naming, save_image
+from ..files import naming, png_names, save_image
 from ..parallel import ordered_map
 from ..storage import locked, replacing
 from ..validate import (
@@ -25,7 +25,6 @@ from ..validate import (
     Problems,
     check_images,
     converted_by,
-    duplicates,
     read_json,
 )
 from . import listing
@@ -165,7 +164,7 @@ def _write_pngs(
     Raises:
         DatasetError: with all images that can't be converted.
     """
-    pairs = list(zip(entries, _png_names(entries), strict=True))
+    pairs = list(zip(entries, png_names([entry.file_name for entry in entries]), strict=True))
     results = ordered_map(functools.partial(_write_png, job), pairs, workers=workers)
     # disable=None: no bar where the output isn't a terminal.
     bar: Iterator[_Done] = tqdm(results, name, len(pairs), unit="image", disable=None)
@@ -191,16 +190,6 @@ def _raise_if_any(problems: Sequence[str], images: Path) -> None:
     collected = Problems(str(images))
     collected.add(*problems)
     collected.raise_if_any()
-
-
-def _png_names(entries: Sequence[Entry]) -> list[str]:
-    """The images' names with another ending; behind the whole name if two would be alike."""
-    names = [str(PurePosixPath(entry.file_name).with_suffix(".png")) for entry in entries]
-    alike = set(duplicates(name.casefold() for name in names))
-    return [
-        f"{entry.file_name}.png" if name.casefold() in alike else name
-        for entry, name in zip(entries, names, strict=True)
-    ]
 
 
 def _write_png(job: _Job, pair: tuple[Entry, str]) -> _Done:
