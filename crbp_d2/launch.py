@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from crbp_d2.core import ConfigurationError
 from crbp_d2.interruption import Interrupted, asked, handling, held_back, let_through
+from crbp_d2.meeting import meeting
 from crbp_d2.mistakes import told
 from crbp_d2.place import Place, started_by
 
@@ -186,13 +187,20 @@ def join(place: Place, *, gpu: bool) -> None:
     """Meet the other processes, so that Detectron2's `comm` works between them.
 
     Raises:
-        ConfigurationError: that failed.
+        ConfigurationError: that failed. Where nobody comes the process ends, see `meeting`.
     """
     if gpu:
         torch.cuda.set_device(_gpu_of(place))
+    with meeting(place):
+        _connect(place, "nccl" if gpu else "gloo")
+        form_local_groups(place)
+        comm.synchronize()
+
+
+def _connect(place: Place, backend: str) -> None:
     try:
         distributed.init_process_group(
-            "nccl" if gpu else "gloo",
+            backend,
             init_method=place.url,
             rank=place.rank,
             world_size=place.world_size,
@@ -204,8 +212,6 @@ def join(place: Place, *, gpu: bool) -> None:
             f"({error}). Is the address right (--dist-url, or MASTER_ADDR and MASTER_PORT), and "
             "the port free? --dist-url auto finds one, for a single machine"
         ) from error
-    form_local_groups(place)
-    comm.synchronize()
 
 
 def form_local_groups(place: Place) -> None:
