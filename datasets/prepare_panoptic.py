@@ -38,6 +38,14 @@ write these keys as a config, on top of that of a model, and train by it:
 BASE = Path(__file__).parents[1] / "configs" / "lite0_FPN_crbp.yaml"
 
 
+def size(text: str) -> int:
+    """A side of inputs, from the command line."""
+    pixels = int(text)
+    if not 32 <= pixels <= 4096:
+        raise argparse.ArgumentTypeError(f"{text}: pixels of a side, from 32 to 4096")
+    return pixels
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,17 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--suggest", metavar="FILE", help="config to write, with the keys that the data call for"
     )
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="PIXELS",
+        help="shorter side of the inputs that there is time and memory for, to suggest the other "
+        "keys for it (default: what the objects ask for)",
+    )
     add_workers_option(parser)
     options = vars(parser.parse_args(arguments))
     name, workers = options.pop("name"), options.pop("workers")
     config_file, target = options.pop("config_file"), options.pop("suggest")
+    asked_size = options.pop("size")
     setup_logger(name="crbp_d2")
     cfg = read_config(config_file)
     path = require_folder(target) if target else None
     source = PanopticSource.locate(**options)
     manifest = prepare(source, workers=workers)
     measures = measure(source)
-    suggestions = suggest(measures, cfg)
+    suggestions = suggest(measures, cfg, asked_size)
     if path:
         about = f"What {len(measures.images)} images of {name} ask for"
         write_suggestions(path, suggestions, base=config_file, about=about)

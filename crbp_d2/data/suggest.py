@@ -57,14 +57,16 @@ class Suggestion:
     reason: str
 
 
-def suggest(measures: Measures, cfg: CfgNode) -> list[Suggestion]:
+def suggest(measures: Measures, cfg: CfgNode, size: int | None = None) -> list[Suggestion]:
     """What a data set calls for.
 
     Args:
         measures: of the training data.
         cfg: of the model that shall be trained.
+        size: pixels of the shorter side of inputs, where the user has time or memory for no more.
+            By default that which the objects ask for.
     """
-    inputs = _inputs(measures, cfg)
+    inputs = _inputs(measures, cfg, size)
     if not len(measures.areas):
         return [*inputs, *_stuff(measures)]
     test = {one.key: one.value for one in inputs}
@@ -73,14 +75,16 @@ def suggest(measures: Measures, cfg: CfgNode) -> list[Suggestion]:
     return [*inputs, *_anchors(sides, cfg), *_numbers(measures, cfg), *_stuff(measures)]
 
 
-def _inputs(measures: Measures, cfg: CfgNode) -> list[Suggestion]:
+def _inputs(measures: Measures, cfg: CfgNode, size: int | None) -> list[Suggestion]:
     shorter = float(np.median(measures.images.min(axis=1)))
     small = float(np.quantile(measures.sizes, SMALL)) if len(measures.areas) else LEAST_SIZE
     factor = min(max(1.0, LEAST_SIZE / small), MOST_ENLARGED)
-    side = _to_grid(min(factor * shorter, LARGEST_INPUT))
+    side = size or _to_grid(min(factor * shorter, LARGEST_INPUT))
     ratio = float(np.quantile(measures.images.max(axis=1) / measures.images.min(axis=1), 0.99))
     longest = GRID * math.ceil(side * min(ratio, LONGEST) / GRID)
     reason = f"the shorter side of the images is {shorter:.0f} pixels (median)"
+    if size:
+        reason = f"as asked; {reason}"
     if len(measures.areas):
         resized = measures.sizes * measures.scales(side, longest)[measures.image_of]
         seen = float(np.quantile(resized, SMALL))
@@ -88,7 +92,7 @@ def _inputs(measures: Measures, cfg: CfgNode) -> list[Suggestion]:
             f"; {SMALL:.0%} of the objects are smaller than {small:.0f} pixels in the files, and "
             f"than {seen:.0f} in this size"
         )
-        if seen < LEAST_SIZE and side == LARGEST_INPUT:
+        if seen < LEAST_SIZE and side >= LARGEST_INPUT:
             reason += ": cut the images into tiles if these count"
     longer = f"longer sides are up to {ratio:.2f} times the shorter ones (99 % of images)"
     if ratio > LONGEST:

@@ -122,6 +122,18 @@ def test_inputs_follow_the_images_and_enlarge_small_objects(images, sides, expec
     assert shares[-1] == 1 and min(shares) == pytest.approx(0.8, abs=0.21)
 
 
+def test_a_size_that_the_user_can_afford_takes_the_other_keys_with_it():
+    measures = drawn([(512, 1000)], [[40] * 10])
+    found = {one.key: one for one in suggest(measures, config(), 192)}
+    values = {key: one.value for key, one in found.items()}
+    assert values["INPUT.MIN_SIZE_TEST"] == 192 and values["INPUT.MAX_SIZE_TEST"] == 384
+    assert values["INPUT.MIN_SIZE_TRAIN"] == [160, 176, 192]
+    assert found["INPUT.MIN_SIZE_TEST"].reason.startswith("as asked; the shorter side of the im")
+    # Anchors are in pixels of the input.
+    first = values["MODEL.ANCHOR_GENERATOR.SIZES"][0][0]
+    assert first < suggested(measures, config())["MODEL.ANCHOR_GENERATOR.SIZES"][0][0]
+
+
 def test_a_base_that_draws_from_a_range_gets_its_ends():
     cfg = config(QUICK, "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", (64, 96))
     measures = drawn([(512, 512)], [[20]])
@@ -261,6 +273,12 @@ def test_the_tool_prints_and_writes_what_data_ask_for(tmp_path, capsys):
     data = write_panoptic(tmp_path / "data")
     target = tmp_path / "suggested.yaml"
     options = [f"--config-file={QUICK}", f"--suggest={target}"]
+    small = tmp_path / "small.yaml"
+    tool("prepare_panoptic")([*panoptic_arguments(data.folder), "--size=96", f"--suggest={small}"])
+    assert read_config(str(small)).INPUT.MIN_SIZE_TEST == 96
+    with pytest.raises(SystemExit):
+        tool("prepare_panoptic")([*panoptic_arguments(data.folder), "--size=20"])
+    assert "20: pixels of a side, from 32 to 4096" in capsys.readouterr().err
     for _ in range(2):
         tool("prepare_panoptic")([*panoptic_arguments(data.folder), *options])
     output = capsys.readouterr().out
