@@ -13,20 +13,13 @@ examples:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from benchmarks.gradients import compare, markdown, trained_setting
-from benchmarks.measure import machine
-from crbp_d2.analysis.commands.arguments import at_least_one, chosen
-from crbp_d2.analysis.runs import load_runs
+from benchmarks.commands import circuits
+from benchmarks.commands.circuits import print_table, progress
+from benchmarks.gradients import compare, markdown
 from crbp_d2.core import HGRUCell, MaskHGRUCell
-from crbp_d2.output import say
 
-CELLS = {
+CELLS: circuits.Untrained = {
     "mask head: 256 channels, 14x14, 16 RoIs": (
         lambda: MaskHGRUCell(channels=256),
         (16, 256, 14, 14),
@@ -40,71 +33,23 @@ CELLS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `crbp_d2.engine.Command`."""
-    parser.add_argument(
-        "runs",
-        metavar="RUN",
-        nargs="*",
-        help="OUTPUT_DIR of a training, or LABEL=RUN; a table for each (default: untrained cells)",
-    )
-    parser.add_argument("--dataset", metavar="NAME", help="with RUN: in place of its DATASETS.TEST")
-    parser.add_argument(
-        "--samples", type=int, default=8, help="with RUN: RoIs or images (default: 8)"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved timings (default: 3)")
+    circuits.add_arguments(parser, rounds=3)
     parser.add_argument(
         "--steps", type=int, default=20, help="T of gradients and times (default: 20)"
     )
-    parser.add_argument(
-        "--exact-steps", type=int, default=400, help="T taken for the equilibrium (default: 400)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """See `crbp_d2.engine.Command`."""
-    at_least_one("--samples", arguments.samples)
-    at_least_one("--rounds", arguments.rounds)
-    torch.manual_seed(arguments.seed)
-    for title, cell, drive in _trained(arguments) if arguments.runs else _untrained():
-        _print_table(title, cell, drive, arguments)
-
-
-def _untrained() -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Title, cell and drive of each table."""
-    for title, (build, shape) in CELLS.items():
-        yield title, build(), torch.rand(shape)
-
-
-def _trained(arguments: argparse.Namespace) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Title, cell and drive of each table."""
-    for one in load_runs(arguments.runs, data_sets=chosen(arguments.dataset)):
-        cell, drive = trained_setting(one, arguments.samples)
-        size = "x".join(map(str, drive.shape[1:]))
-        yield f"{one.label}: {len(drive)} samples of {size}", cell.train(), drive
-        # A run's numbers are the same whichever others stand before it.
-        torch.manual_seed(arguments.seed)
-
-
-def _print_table(title: str, cell: nn.Module, drive: Tensor, arguments: argparse.Namespace) -> None:
-    """Measure one cell and print its table."""
-    with tqdm(desc=title, unit="measurement") as bar:
-
-        def report(what: str) -> None:
-            bar.set_postfix_str(what)
-            bar.update()
-
-        rows, residual = compare(
-            cell,
-            drive,
-            steps=arguments.steps,
-            rounds=arguments.rounds,
-            exact_steps=arguments.exact_steps,
-            progress=report,
-        )
-    say(f"\n**{title}**\n\n" + "\n".join(markdown(rows)) + "\n\n")
-    made_on = ", ".join(f"{key} {value}" for key, value in machine().items())
-    weights = "Trained weights, test images" if arguments.runs else "Random weights and drive"
-    say(
-        f"{weights}, seed {arguments.seed}; T = {arguments.steps}; residual of the state taken as "
-        f"the equilibrium {residual:.1e}; {made_on}.\n\n"
-    )
+    for title, cell, drive in circuits.circuits(arguments, CELLS):
+        with progress(title) as report:
+            rows, residual = compare(
+                cell,
+                drive,
+                steps=arguments.steps,
+                rounds=arguments.rounds,
+                exact_steps=arguments.exact_steps,
+                progress=report,
+            )
+        about = f"T = {arguments.steps}; residual of the state taken as the equilibrium"
+        print_table(title, markdown(rows), arguments, f"{about} {residual:.1e}")
