@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +18,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME = 1.0
 """Seconds in which further signals are the first one: launchers send it to a process and to its
 group."""
+_GRACE = 1.0
+"""Seconds in which Python should have handled a signal that has to end the process at once."""
+_OVER = 0
+"""What tells the listening thread to end; signals tell it their numbers."""
 
 
 class Interrupted(SystemExit):
@@ -40,6 +47,8 @@ class _State:
         since: when it came, in seconds.
         handled: signals are those of `handling`.
         deferred: the first is only remembered.
+        deaf: nothing handles it, as the main thread waits outside of Python.
+        speaks: a process that is ended while it is deaf says so.
     """
 
     def __init__(self) -> None:
@@ -47,6 +56,8 @@ class _State:
         self.since = 0.0
         self.handled = False
         self.deferred = False
+        self.deaf = False
+        self.speaks = False
 
 
 _state = _State()
@@ -67,7 +78,8 @@ def handling(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
     before = {number: signal.signal(number, _take) for number in signals}
     _state.handled, _state.number = True, 0
     try:
-        yield
+        with _listening():
+            yield
     finally:
         _state.handled, _state.number = False, 0
         for number, handler in before.items():
@@ -106,6 +118,21 @@ def at_once() -> Iterator[None]:
 
 
 @contextmanager
+def deaf(*, speaks: bool) -> Iterator[None]:
+    """Lets a signal end the process within a second or so, where signals are handled, although the
+    block waits outside of Python, as for other processes, and has nothing to save.
+
+    Args:
+        speaks: the line of `Interrupted` is written then.
+    """
+    _state.deaf, _state.speaks = True, speaks
+    try:
+        yield
+    finally:
+        _state.deaf = False
+
+
+@contextmanager
 def held_back() -> Iterator[None]:
     """Lets signals wait to the end of the block; in processes that it starts to `let_through`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -118,6 +145,55 @@ def held_back() -> Iterator[None]:
 def let_through() -> None:
     """Take the signals that were held back for this process since it was started."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """Lets a thread hear of signals that the main thread can't handle, as it is not in Python."""
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(heard,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        told.send(bytes([_OVER]))
+        thread.join()
+        heard.close()
+        told.close()
+
+
+def _listen(heard: socket.socket) -> None:
+    """Ends the process at a second signal, or the first while it is deaf, unless it ends itself."""
+    first = 0.0
+    while number := heard.recv(1)[0]:
+        if number not in SIGNALS:
+            continue
+        now = time.monotonic()
+        second = bool(first) and now - first >= _SAME
+        first = first or now
+        if not (second or _state.deaf):
+            continue
+        end = now + _GRACE
+        while select.select([heard], [], [], max(end - time.monotonic(), 0))[0]:
+            if heard.recv(1)[0] == _OVER:
+                return
+        if second or _state.deaf:
+            if _state.deaf and _state.speaks:
+                sys.stderr.write(f"\n{Interrupted(number).line}\n")
+                sys.stderr.flush()
+            os._exit(128 + number)
+
+
+def _leave_to_parent() -> None:
+    """In a forked process, whose signals are not the parent's."""
+    if _state.handled:
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _in_main_thread() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,6 +166,10 @@ def _started(
     place = replace(first, rank=first.rank + local_rank, local_rank=local_rank)
     with ending_with_message():
         let_through()
+        starter = multiprocessing.parent_process()
+        # From here on its end is a signal, but this process may have been left before.
+        if starter is not None and not starter.is_alive():
+            raise ConfigurationError("The process that started this one is gone, so it ends, too")
         _work(main, arguments, place, gpu)
 
 
@@ -186,14 +191,24 @@ def _work(
 def join(place: Place, *, gpu: bool) -> None:
     """Meet the other processes, so that Detectron2's `comm` works between them.
 
+    Args:
+        place: of this process.
+        gpu: whether the model is on a GPU.
+
     Raises:
-        ConfigurationError: that failed. Where nobody comes the process ends, see `meeting`.
+        ConfigurationError: that failed, or some are of another run. Where nobody comes the process
+            ends, see `meeting`.
     """
     if gpu:
         torch.cuda.set_device(_gpu_of(place))
     with meeting(place):
         _connect(place, "nccl" if gpu else "gloo")
         form_local_groups(place)
+        if len(set(comm.all_gather(place.launch))) > 1:
+            raise ConfigurationError(
+                f"rank {place.rank} of {place.world_size}: processes of different runs have met at "
+                f"{place.url}; give each run an address of its own (--dist-url, or MASTER_PORT)"
+            )
         comm.synchronize()
 
 
@@ -210,7 +225,7 @@ def _connect(place: Place, backend: str) -> None:
         raise ConfigurationError(
             f"rank {place.rank} of {place.world_size} can't meet the others at {place.url} "
             f"({error}). Is the address right (--dist-url, or MASTER_ADDR and MASTER_PORT), and "
-            "the port free? --dist-url auto finds one, for a single machine"
+            "the port free? Without --dist-url a free one is found, for a single machine"
         ) from error
 
 

@@ -10,8 +10,9 @@ import argparse
 import os
 import re
 import socket
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from crbp_d2.core import ConfigurationError
 
@@ -28,6 +29,8 @@ class Place:
         url: where they meet, for `torch.distributed.init_process_group`.
         starter: who has started them, `torchrun` or `srun`. Empty: nobody yet, so that this process
             has to start those of its machine, the first of which has this rank.
+        launch: what tells the launch that a process belongs to from others, where there is such a
+            thing; the same in all processes, and when torchrun starts them again.
     """
 
     rank: int = 0
@@ -36,6 +39,7 @@ class Place:
     local_size: int = 1
     url: str = ""
     starter: str = ""
+    launch: str = field(default="", compare=False)
 
 
 def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Place:
@@ -73,7 +77,8 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
                 "--dist-url auto: only on one machine; name tcp://HOST:PORT of machine 0"
             )
         url = f"tcp://127.0.0.1:{_free_port()}"
-    return Place(gpus * arguments.machine_rank, gpus * machines, 0, gpus, url)
+    launch = uuid.uuid4().hex if machines == 1 else ""
+    return Place(gpus * arguments.machine_rank, gpus * machines, 0, gpus, url, launch=launch)
 
 
 def started_by(environment: Mapping[str, str]) -> Place | None:
@@ -90,6 +95,16 @@ def is_restarted(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
+def launch_by_torchrun(environment: Mapping[str, str] = os.environ) -> str:
+    """What tells this launch by torchrun from others, also when it starts processes again; empty
+    where another has started this one."""
+    name = environment.get("TORCHELASTIC_RUN_ID", "")
+    if name and environment.get("WORLD_SIZE") == environment.get("LOCAL_WORLD_SIZE"):
+        # By default torchrun calls all of its runs "none". Their starter is not the same.
+        return f"{name} of process {os.getppid()}"
+    return name
+
+
 def _of_torchrun(environment: Mapping[str, str]) -> Place | None:
     """None where neither torchrun nor another that sets its variables has started several."""
     if "RANK" not in environment or environment.get("WORLD_SIZE", "1") == "1":
@@ -97,7 +112,8 @@ def _of_torchrun(environment: Mapping[str, str]) -> Place | None:
     rank, size, local_rank, local_size = _numbers(
         environment, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
     )
-    return _checked(Place(rank, size, local_rank, local_size, "env://", "torchrun"))
+    launch = launch_by_torchrun(environment)
+    return _checked(Place(rank, size, local_rank, local_size, "env://", "torchrun", launch))
 
 
 def _of_srun(environment: Mapping[str, str]) -> Place | None:
@@ -131,7 +147,9 @@ def _of_srun(environment: Mapping[str, str]) -> Place | None:
     host = environment.get("MASTER_ADDR") or first_host(machines)
     # Another one for every step, as several may share a machine.
     port = environment.get("MASTER_PORT") or 15000 + (job * 31 + step) % 15000
-    return _checked(Place(rank, size, local_rank, counts[node], f"tcp://{host}:{port}", "srun"))
+    return _checked(
+        Place(rank, size, local_rank, counts[node], f"tcp://{host}:{port}", "srun", f"{job}.{step}")
+    )
 
 
 def first_host(machines: str) -> str:

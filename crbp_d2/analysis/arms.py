@@ -208,18 +208,18 @@ def require_settings(path: Path, settings: Mapping[str, Any]) -> None:
         kept = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigurationError(
-            f"{path}: not of an arm ({error!r}); remove it, or name another --output"
+            f"{path}: not of an arm ({error!r}); remove {path.parent}, or name another --output"
         ) from error
-    _require_same(path, kept, settings)
+    _require_same(path, kept, settings, remove=str(path.parent))
 
 
-def _require_same(path: Path, kept: Any, settings: Mapping[str, Any]) -> None:
+def _require_same(path: Path, kept: Any, settings: Mapping[str, Any], remove: str = "it") -> None:
     # As JSON keeps them.
     wanted = json.loads(json.dumps(settings))
     if kept != wanted:
         raise ConfigurationError(
-            f"{path}: was trained with {kept}, but the arm is {wanted} now; remove it, or name "
-            "another --output"
+            f"{path}: was trained with {kept}, but the arm is {wanted} now; remove {remove}, or "
+            "name another --output"
         )
 
 

@@ -159,17 +159,17 @@ def train_one(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> Outc
             score.
     """
     # Detectron2's engine is imported in the process that trains.
-    from crbp_d2.engine import Trainer, argument_parser, save_config, setup
+    from crbp_d2.engine import argument_parser, begin_training, setup
 
     data = comparison.data
     result, begun = folder / "outcome.json", folder / "arm.json"
     settings = {**arm.settings(), "data": data, "radius_samples": comparison.radius_samples}
-    if result.is_file():
-        names = {"scores": (comparison.score, *comparison.also)}
-        return read_outcome(result, Outcome, settings, label=arm.label, seed=seed, names=names)
     resume = begun.is_file()
     if resume:
         require_settings(begun, arm.settings())
+    if result.is_file():
+        names = {"scores": (comparison.score, *comparison.also)}
+        return read_outcome(result, Outcome, settings, label=arm.label, seed=seed, names=names)
     torch.set_num_threads(1)
     common = ("OUTPUT_DIR", folder, "SEED", seed, "DATASETS.TEST", "()")
     cfg = setup(
@@ -178,11 +178,8 @@ def train_one(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> Outc
         )
     )
     require_scorable(comparison)
-    trainer = Trainer(cfg)
     spent = _Spent()
-    trainer.register_hooks([spent])
-    trainer.resume_or_load(resume=resume)
-    save_config(cfg)
+    trainer = begin_training(cfg, resume=resume, hooks=[spent])
     write_json(begun, {"settings": arm.settings()})
     trainer.train()
     model = trainer.model.eval()

@@ -4,7 +4,7 @@ import crbp_d2.zoo  # noqa: F401  registers crbp:// with Detectron2's PathManage
 
 from .command_line import Command, KeyValueParser, run_command
 from .optimizers import OPTIMIZERS
-from .run import EXAMPLES, argument_parser, main, prepare, save_config, setup
+from .run import EXAMPLES, argument_parser, begin_training, main, prepare, save_config, setup
 from .trainer import SeedIterations, Trainer
 from .weights import load_model
 
@@ -16,6 +16,7 @@ __all__ = [
     "SeedIterations",
     "Trainer",
     "argument_parser",
+    "begin_training",
     "load_model",
     "main",
     "prepare",

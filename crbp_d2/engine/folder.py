@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".training.lock"
 METRICS = "metrics.json"
+BEGUN = ".begun_by"
+"""File with the launch of torchrun that has begun the last training in a folder."""
 _held: dict[str, IO[str]] = {}
 
 
@@ -71,16 +73,40 @@ def release(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def beginning(folder: str | Path) -> Iterator[None]:
+def beginning(folder: str | Path, launch: str = "") -> Iterator[None]:
     """Around what begins a training: the checkpoints in its folder are of earlier ones, unless it
-    is refused."""
-    before = earlier_in(folder)
+    is refused.
+
+    Args:
+        folder: of the training.
+        launch: see `crbp_d2.place.launch_by_torchrun`.
+    """
+    before, begun = earlier_in(folder), begun_by(folder)
     write_earlier(folder, {path.name for path in saved_in(folder)})
+    _write_begun(folder, launch)
     try:
         yield
     except ConfigurationError:
         write_earlier(folder, before)
+        _write_begun(folder, begun)
         raise
+
+
+def begun_by(folder: str | Path) -> str:
+    """The launch of torchrun that has begun the last training in a folder; empty if none has."""
+    note = Path(folder, BEGUN)
+    try:
+        return note.read_text("utf-8") if note.is_file() else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _write_begun(folder: str | Path, launch: str) -> None:
+    note = Path(folder, BEGUN)
+    if launch:
+        write_whole(note, launch.encode())
+    else:
+        note.unlink(missing_ok=True)
 
 
 def begin_anew(folder: str | Path) -> None:

@@ -7,14 +7,14 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
+from detectron2.engine import HookBase, default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -36,13 +36,13 @@ from crbp_d2.data.files import absolute
 from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.storage import write_json, write_whole
 from crbp_d2.evaluation.pictures import draw_predictions
-from crbp_d2.place import is_restarted
+from crbp_d2.place import is_restarted, launch_by_torchrun
 from crbp_d2.weights import said
 
 from .best import require_best_metric
 from .checkpoint import is_of_earlier
 from .command_line import KeyValueParser
-from .folder import begin_anew, beginning, claim, end_cut_line, release
+from .folder import begin_anew, beginning, begun_by, claim, end_cut_line, release
 from .keys import check_keys, require_device, require_scored
 from .trainer import Trainer
 from .weights import load_model
@@ -74,13 +74,18 @@ torchrun and SLURM's srun start all processes themselves, without --num-gpus and
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's command line; its options may also follow `KEY VALUE ...`."""
-    return KeyValueParser(
+    """Detectron2's command line; its options may also follow `KEY VALUE ...`.
+
+    `--dist-url` is `auto`, a free port. That of Detectron2 is the same for all runs of a user.
+    """
+    parser = KeyValueParser(
         parents=[default_argument_parser(epilog=EXAMPLES)],
         add_help=False,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(dist_url="auto")
+    return parser
 
 
 def prepare(cfg: CfgNode, *, eval_only: bool, world_size: int | None = None) -> None:
@@ -274,10 +279,37 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
-    resume = args.resume or (is_restarted() and not is_of_earlier(cfg.OUTPUT_DIR))
+    resume = args.resume or _goes_on(cfg.OUTPUT_DIR)
+    results = begin_training(cfg, resume=resume).train()
+    _write_results(cfg, results)
+    return results
+
+
+def _goes_on(folder: str) -> bool:
+    """Whether torchrun has started this training again, and not for the first time, as where a
+    process has failed before it began. The same in all processes."""
+    launch = launch_by_torchrun()
+    mine = is_restarted() and begun_by(folder) == launch and not is_of_earlier(folder)
+    # The main process will change what the others may not have looked at yet.
+    return bool(comm.all_gather(mine)[0])
+
+
+def begin_training(cfg: CfgNode, *, resume: bool, hooks: Sequence[HookBase] = ()) -> Trainer:
+    """A trainer that begins a training in its `OUTPUT_DIR`, or goes on with the last one there.
+
+    Args:
+        cfg: see `setup`.
+        resume: go on, from the last checkpoint of that training, if it has left one.
+        hooks: further ones, whose state belongs to the training's.
+
+    Raises:
+        ConfigurationError: the model can't be built, or weights don't fit.
+    """
     anew = not resume and comm.is_main_process()
-    with beginning(cfg.OUTPUT_DIR) if anew else contextlib.nullcontext():
+    launch = launch_by_torchrun()
+    with beginning(cfg.OUTPUT_DIR, launch) if anew else contextlib.nullcontext():
         trainer = Trainer(cfg)
+        trainer.register_hooks(list(hooks))
         trainer.resume_or_load(resume=resume)
     if comm.is_main_process():
         if trainer.start_iter:
@@ -286,9 +318,7 @@ def _train(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
         else:
             begin_anew(cfg.OUTPUT_DIR)
     save_config(cfg)
-    results = trainer.train()
-    _write_results(cfg, results)
-    return results
+    return trainer
 
 
 def _write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:

@@ -303,6 +303,29 @@ def test_a_training_that_is_cut_off_goes_on_to_the_same_outcome(tmp_path, monkey
     assert "Starting training from iteration 2" in log
 
 
+@pytest.mark.slow
+def test_an_arm_that_is_trained_anew_takes_nothing_of_what_it_was(tmp_path, monkeypatch):
+    one = Arm("a", QUICK / "pathfinder_crbp.yaml", {**SHORT, "SOLVER.MAX_ITER": 2})
+    comparison, folder = Comparison("pathfinder_tiny_val", "F1", {}, radius_samples=3), tmp_path
+    train_one(comparison, one, 7, folder / "a")
+    other = replace(one, overrides={**one.overrides, "SOLVER.BASE_LR": 0.05})
+    expected = train_one(comparison, other, 7, folder / "b")
+    with pytest.raises(ConfigurationError, match=rf"remove {folder / 'a'}, or name"):
+        train_one(comparison, other, 7, folder / "a")
+    for name in ("outcome.json", "arm.json"):
+        (folder / "a" / name).unlink()
+
+    def cut(self) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison_module._Spent, "before_step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train_one(comparison, other, 7, folder / "a")
+    again = train_one(comparison, other, 7, folder / "a")
+    assert (again.scores, again.radius) == (expected.scores, expected.radius)
+
+
 def test_what_is_set_for_all_arms_and_on_the_command_line_is_in_each(tmp_path):
     arms = {"a": arm("pathfinder_crbp.yaml"), "b": arm("pathfinder_crbp.yaml")}
     arms["b"]["set"]["SOLVER.BASE_LR"] = 0.2

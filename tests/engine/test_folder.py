@@ -13,7 +13,16 @@ from detectron2.engine import HookBase
 
 from crbp_d2.core import ConfigurationError
 from crbp_d2.engine.checkpoint import EARLIER, earlier_in, is_of_earlier
-from crbp_d2.engine.folder import LOCK, begin_anew, beginning, claim, end_cut_line, release
+from crbp_d2.engine.folder import (
+    LOCK,
+    begin_anew,
+    beginning,
+    begun_by,
+    claim,
+    end_cut_line,
+    release,
+)
+from crbp_d2.place import launch_by_torchrun
 from crbp_d2.weights import UnreadableError
 from tests.engine.runs import train, trainer_of
 
@@ -92,6 +101,21 @@ def test_a_restart_takes_no_checkpoint_of_an_earlier_training(tmp_path, monkeypa
     assert log.count("Starting training from iteration 0") == 3
     train(tmp_path, "SOLVER.MAX_ITER", 4)
     assert "Starting training from iteration 3" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_restart_of_a_launch_that_never_began_takes_no_checkpoint_either(tmp_path, monkeypatch):
+    train(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    train(tmp_path, "SOLVER.MAX_ITER", 3)
+    assert (tmp_path / "log.txt").read_text().count("Starting training from iteration 0") == 2
+    # Now it has begun.
+    train(tmp_path, "SOLVER.MAX_ITER", 4)
+    assert "Starting training from iteration 3" in (tmp_path / "log.txt").read_text()
+    assert begun_by(tmp_path) == launch_by_torchrun() != ""
+    with pytest.raises(ConfigurationError), beginning(tmp_path, "a third"):
+        raise ConfigurationError("refused")
+    assert begun_by(tmp_path) == launch_by_torchrun()
 
 
 @pytest.mark.parametrize("flags", [("--resume",), ("--resume", "--eval-only")])

@@ -54,6 +54,38 @@ def test_a_second_signal_ends_a_process_at_once():
     assert ended.returncode == -signal.SIGTERM
 
 
+def test_a_second_signal_ends_also_a_process_that_waits_outside_of_python():
+    program = (
+        "import ctypes\n"
+        "from crbp_d2.interruption import deferring, handling\n"
+        "library, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)\n"
+        "with handling(), deferring():\n"
+        "    library.pthread_mutex_lock(lock)\n"
+        "    print('waits', flush=True)\n"
+        "    library.pthread_mutex_lock(lock)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": python_path()},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+
+
+def test_a_forked_process_leaves_the_signals_of_its_parent_to_it():
+    with handling(), deferring():
+        child = os.fork()
+        if not child:
+            # Inherited, it would tell the parent's thread of signals to this process.
+            os._exit(signal.set_wakeup_fd(-1) != -1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
 @pytest.mark.parametrize(
     ("failure", "line"),
     [
@@ -139,6 +171,21 @@ def test_processes_that_are_still_starting_end_in_order(sent, later, tmp_path):
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 128 + sent, errors
     assert "Traceback" not in errors and f"Interrupted by {sent.name}" in errors
+
+
+@pytest.mark.faults
+def test_processes_whose_starter_was_killed_before_they_began_end_by_themselves(tmp_path):
+    process = start(tmp_path / "run", TRAIN, "--num-gpus", 2, iterations=9_000)
+    while len(started := started_by(process.pid)) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 150
+    while any(Path(f"/proc/{number}").exists() for number in started):
+        assert time.monotonic() < end, "they train on"
+        time.sleep(0.5)
+    assert not (tmp_path / "run" / "last_checkpoint").exists()
 
 
 @pytest.mark.faults

@@ -24,9 +24,10 @@ from crbp_d2 import launch
 from crbp_d2.place import Place
 
 rank, url, notice, limit = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
+run = sys.argv[5]
 launch.meeting = functools.partial(launch.meeting, notice=notice, limit=limit)
 with launch.ending_with_message():
-    launch.join(Place(rank, 2, rank, 2, url), gpu=False)
+    launch.join(Place(rank, 2, rank, 2, url, launch=run), gpu=False)
     if rank:
         time.sleep(limit + 1)
     comm.synchronize()
@@ -41,9 +42,11 @@ def free_url() -> str:
 
 
 @contextmanager
-def started(rank: int, url: str, notice: float, limit: float) -> Iterator[subprocess.Popen[str]]:
+def started(
+    rank: int, url: str, notice: float, limit: float, run: str = ""
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, (rank, url, notice, limit))],
+        [sys.executable, "-c", PROGRAM, *map(str, (rank, url, notice, limit, run))],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -81,6 +84,16 @@ def test_nor_does_it_wait_for_one_that_has_come_and_does_not_answer(sent):
         _, errors = process.communicate(timeout=30)
     assert process.returncode == (128 + sent if sent else 1)
     assert ("Interrupted by" in errors) == bool(sent) and "Traceback" not in errors
+
+
+def test_processes_of_different_runs_do_not_train_together():
+    url = free_url()
+    with started(0, url, 30, 60, "a") as first, started(1, url, 30, 60, "b") as second:
+        for rank, process in enumerate((first, second)):
+            _, errors = process.communicate(timeout=90)
+            assert process.returncode == 1
+            line = f"rank {rank} of 2: processes of different runs have met at {url}; give each"
+            assert line in errors and "Traceback" not in errors
 
 
 @pytest.mark.slow

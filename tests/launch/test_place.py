@@ -7,6 +7,7 @@ import argparse
 import pytest
 
 from crbp_d2.core import ConfigurationError
+from crbp_d2.engine import argument_parser
 from crbp_d2.place import Place, find_place, first_host
 
 TORCHRUN = {
@@ -126,6 +127,27 @@ def test_what_makes_no_sense_is_refused_by_name(environment, message):
 def test_a_command_line_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         found({}, **options)
+
+
+def test_a_launch_is_told_from_others_and_known_again(monkeypatch):
+    assert found({}, num_gpus=2).launch != found({}, num_gpus=2).launch
+    named, unnamed = TORCHRUN | {"TORCHELASTIC_RUN_ID": "a"}, TORCHRUN
+    assert found(named).launch == found(named | {"RANK": "6"}).launch != found(unnamed).launch
+    # On one machine also where torchrun calls both "none".
+    one = TORCHRUN | {"LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"}
+    first = found(one).launch
+    assert found(one | {"TORCHELASTIC_RESTART_COUNT": "1"}).launch == first
+    monkeypatch.setattr("os.getppid", lambda: 7)
+    assert found(one).launch != first
+    assert found(SRUN).launch != found(SRUN | {"SLURM_STEP_ID": "9"}).launch
+
+
+def test_without_an_address_a_free_one_is_taken():
+    arguments = argument_parser().parse_args(["--num-gpus", "2"])
+    assert find_place(arguments, {}).url != find_place(arguments, {}).url
+    several = argument_parser().parse_args(["--num-machines", "2"])
+    with pytest.raises(ConfigurationError, match="name tcp://HOST:PORT of machine 0"):
+        find_place(several, {})
 
 
 def test_a_free_port_is_found():
