@@ -92,9 +92,9 @@ def convert(
     with locked(out):
         _require_free(out, entry, call)
         listing.require_free(out, entry)
-        known = listing.categories_of_others(out, name)
+        other = listing.other(out, name)
         _check_entries(annotated)
-        categories = settle(annotated.categories, choices, *(known or ()))
+        categories = settle(annotated.categories, choices, other, annotated.named)
         out.mkdir(parents=True, exist_ok=True)
         path = out / entry["panoptic_json"]
         with replacing(out / entry["panoptic_pngs"], beside=path) as pngs:
