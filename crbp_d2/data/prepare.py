@@ -105,6 +105,18 @@ def read_categories(source: PanopticSource) -> list[Json]:
     return read_panoptic_json(source.panoptic_json)["categories"]
 
 
+def read_counts(source: PanopticSource) -> list[tuple[Json, int]] | None:
+    """The categories, each with the number of its segments, from the cache; None if that is missing
+    or doesn't fit the JSON."""
+    try:
+        manifest = _read_manifest(source)
+    except OSError:
+        return None
+    if manifest is None:
+        return None
+    return [(one, manifest.segments.get(str(one["id"]), 0)) for one in manifest.categories]
+
+
 def _read_manifest(source: PanopticSource) -> Manifest | None:
     """The manifest, unless missing, damaged, made from other JSON files or by another version."""
     content = read_record(source.derived / _MANIFEST)

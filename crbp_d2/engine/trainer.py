@@ -32,6 +32,7 @@ from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
 from crbp_d2.evaluation import build_evaluator
 from crbp_d2.evaluation.pictures import draw_predictions
+from crbp_d2.evaluation.rare import tell_of_rare_classes
 from crbp_d2.interruption import deferring, handling
 from crbp_d2.mistakes import told
 from crbp_d2.weights import UnreadableError, read_checkpoint, said
@@ -192,6 +193,14 @@ class Trainer(DefaultTrainer):
         """The evaluators of a data set, writing to `OUTPUT_DIR/inference/<data set>`."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> Any:
+        """Detectron2's evaluation, which also tells of classes that are too rare to be scored."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            tell_of_rare_classes(cfg, results)
+        return results
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's, with a `SEED` random numbers that follow from the iteration, with a
