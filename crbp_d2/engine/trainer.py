@@ -39,6 +39,7 @@ from crbp_d2.weights import UnreadableError, read_checkpoint, said
 
 from .best import KeepBest
 from .checkpoint import FINAL, Checkpointer
+from .duration import EstimateDuration
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
 from .stopping import EvaluateTrained, StopWhenAsked, batches, evaluated
@@ -204,8 +205,8 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's, with a `SEED` random numbers that follow from the iteration, with a
-        `TEST.BEST_METRIC` the checkpoint of the best model, and an end in order when a signal asks
-        for it.
+        `TEST.BEST_METRIC` the checkpoint of the best model, an estimate of the time, and an end in
+        order when a signal asks for it.
 
         Raises:
             ConfigurationError: statistics of a norm are asked for that every step uses.
@@ -229,6 +230,8 @@ class Trainer(DefaultTrainer):
                 hooks.append(KeepBest(period, self.checkpointer, metric))
         if self.cfg.SEED >= 0:
             hooks.insert(0, SeedIterations(self.cfg.SEED))
+        if comm.is_main_process():
+            hooks.append(EstimateDuration(has_phases=bool(self.cfg.CRBP.PHASES)))
         return [*hooks, StopWhenAsked()]
 
     def _score_and_draw(self) -> Mapping[str, Any]:
