@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .categories import stuff_class_ids, thing_class_ids
 from .derive import Derivation, DerivedImage, derive_image
+from .elsewhere import require_any
 from .fields import Json
 from .files import explained, naming
 from .instances import read_instances_json
@@ -164,6 +165,8 @@ def _make(source: PanopticSource, target: PanopticSource, workers: int | None) -
     if source.instances_json is not None:
         given = read_instances_json(source.instances_json, content)
     image_of = {image["id"]: image for image in content["images"]}
+    names = [image["file_name"] for image in content["images"]]
+    require_any(source.images, names, source.panoptic_json)
     pairs = [(image_of[entry["image_id"]], entry) for entry in content["annotations"]]
     usable = [(image, entry) for image, entry in pairs if entry["segments_info"]]
     if not usable:
