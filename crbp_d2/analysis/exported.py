@@ -16,7 +16,15 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import SemanticSegmentor
 from torch import Tensor
 
-from crbp_d2.analysis.exporting import Loaded, export, finish, objects_of, output_names, quiet
+from crbp_d2.analysis.exporting import (
+    Loaded,
+    export,
+    finish,
+    objects_of,
+    output_names,
+    quiet,
+    require_exportable,
+)
 from crbp_d2.analysis.images import contour_samples, model_input, own_sample
 from crbp_d2.analysis.runs import Run
 from crbp_d2.core import ConfigurationError
@@ -144,6 +152,7 @@ def export_run(
         ConfigurationError: the model finds nothing on the image, can't be exported, or the file
             answers otherwise.
     """
+    require_exportable(run.model, form)
     if output_names(run.model) != ("sem_seg",):
         with torch.no_grad():
             if not len(objects_of(run.model, [{"image": image}])[0]):

@@ -131,15 +131,11 @@ def export(model: nn.Module, image: Tensor, form: str) -> tuple[bytes, Loaded]:
         ConfigurationError: the form is unknown, needs a package that is missing, or can't hold the
             model.
     """
-    names = output_names(model)
-    if form not in FORMATS:
-        raise ConfigurationError(f"unknown format {form!r}; choose from {', '.join(FORMATS)}")
-    chosen = FORMATS[form]
-    chosen.require()
-    network = _Semantic(model) if names == ("sem_seg",) else _Objects(model, image)
+    require_exportable(model, form)
+    names, chosen = output_names(model), FORMATS[form]
     try:
         with quiet(), torch.no_grad():
-            content = chosen.write(network.eval(), image, names)
+            content = chosen.write(network_of(model, image), image, names)
             return content, chosen.read(content)
     except Exception as error:
         # What PyTorch raises depends on the form and on what it can't hold.
@@ -149,6 +145,37 @@ def export(model: nn.Module, image: Tensor, form: str) -> tuple[bytes, Loaded]:
             f"{type(model).__name__} ({reason})"
             + ("" if form == "torchscript" else "; take --format torchscript")
         ) from error
+
+
+def require_exportable(model: nn.Module, form: str) -> None:
+    """Refuse what can't be written, before the minutes that trying takes.
+
+    Raises:
+        ConfigurationError: the form is unknown, needs a package that is missing, or does not hold
+            models with boxes; see `output_names` for others.
+    """
+    names = output_names(model)
+    if form not in FORMATS:
+        raise ConfigurationError(f"unknown format {form!r}; choose from {', '.join(FORMATS)}")
+    if names != ("sem_seg",) and not FORMATS[form].objects:
+        others = " or ".join(name for name, other in FORMATS.items() if other.objects)
+        raise ConfigurationError(
+            f"--format {form}: only contour models go through it, no {type(model).__name__}, as "
+            f"Detectron2 chooses proposals by their values; take --format {others}"
+        )
+    FORMATS[form].require()
+
+
+def network_of(model: nn.Module, image: Tensor) -> nn.Module:
+    """What is written of a model: it takes an image `(C, H, W)`, and gives what `output_names`
+    lists.
+
+    Args:
+        model: see `output_names`.
+        image: `(C, H, W)` as the model takes it.
+    """
+    is_semantic = output_names(model) == ("sem_seg",)
+    return (_Semantic(model) if is_semantic else _Objects(model, image)).eval()
 
 
 @contextlib.contextmanager
@@ -235,16 +262,18 @@ class Format:
         write: a network, an image and the names of the outputs to the content of the file.
         read: the content to what runs it.
         require: raises a `ConfigurationError` where a package is missing.
+        objects: whether models with boxes go through it.
     """
 
     write: Callable[[nn.Module, Tensor, Sequence[str]], bytes]
     read: Callable[[bytes], Loaded]
     require: Callable[[], None] = lambda: None
+    objects: bool = True
 
 
 FORMATS = {
     "torchscript": Format(_write_torchscript, _read_torchscript),
-    "torch-export": Format(_write_program, _read_program),
+    "torch-export": Format(_write_program, _read_program, objects=False),
     "onnx": Format(_write_onnx, _read_onnx, _require_onnx),
 }
 """By name."""

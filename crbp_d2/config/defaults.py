@@ -165,7 +165,8 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # Pathfinder: never show an image twice; past the end of an epoch, fresh ones are drawn.
     cfg.DATALOADER.ENDLESS = False
     # A YAML or JSON file of panoptic data sets of your own to register, see datasets/README.md. Its
-    # path begins at the working directory, in a config file, too; the paths in it at its folder.
+    # path begins at the working directory, or in a config file, where it is not there, beside that
+    # file; the paths in it at its folder. The config.yaml of a run has it in full.
     cfg.DATASETS.FILE = ""
     # Prediction pictures to draw from the first test set after every evaluation: to predictions/
     # and, in training, to TensorBoard.

@@ -38,7 +38,8 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     Files are read as plain data: Detectron2 itself would run what a YAML tag as `!!python/object`
     asks for. Where a file chooses another algorithm or part than its base, or the command line than
     the file, inherited options that this one does not take are left out; those that are given with
-    it are refused when the model is built.
+    it are refused when the model is built. A `DATASETS.FILE` of a file begins at the working
+    directory, or where it is not there, beside the file that names it.
 
     Raises:
         ConfigurationError: there is no such file, it can't be read, or a key or value can't be, as
@@ -53,7 +54,8 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     add_crbp_config(cfg)
     with _naming(f"config file {config_file}", cfg):
         cfg.merge_from_file(config_file, allow_unsafe=False)
-        own = list(keys_of(CfgNode(yaml.safe_load(Path(config_file).read_text("utf-8")))))
+        own = list(keys_of(CfgNode(_content(config_file))))
+        _take_file_beside(cfg, config_file)
     _leave_out_options_of_others(cfg, own)
     with _naming("KEY VALUE on the command line", cfg):
         cfg.merge_from_list(list(overrides))
@@ -62,6 +64,41 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     _leave_out_options_of_others(cfg, overrides[::2])
     cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS or ""
     return cfg
+
+
+def _take_file_beside(cfg: CfgNode, config_file: str) -> None:
+    """Let `DATASETS.FILE` be found from any folder where it lies beside the config that names it.
+
+    What the working directory has comes first, as other paths of a config begin there, too.
+    """
+    path = cfg.DATASETS.FILE
+    if not path or not isinstance(path, str) or path.startswith("~") or os.path.isfile(path):
+        return
+    origin = _naming_file(config_file)
+    beside = os.path.abspath(os.path.join(os.path.dirname(origin or ""), path))
+    if origin is not None and os.path.isfile(beside):
+        cfg.DATASETS.FILE = beside
+
+
+def _naming_file(config_file: str) -> str | None:
+    """The one of a config and its bases whose `DATASETS.FILE` holds, if one has it."""
+    content = _content(config_file)
+    if "FILE" in (content.get("DATASETS") or ()):
+        return config_file
+    bases = content.get("_BASE_") or []
+    # Of several the last holds. Addresses are no files.
+    for base in reversed([bases] if isinstance(bases, str) else bases):
+        path = os.path.join(os.path.dirname(config_file), os.path.expanduser(base))
+        origin = _naming_file(path) if os.path.isfile(path) else None
+        if origin is not None:
+            return origin
+    return None
+
+
+def _content(config_file: str) -> dict[str, Any]:
+    """The keys of a file alone, without those of its bases."""
+    content: dict[str, Any] = yaml.safe_load(Path(config_file).read_text("utf-8"))
+    return content
 
 
 def _leave_out_options_of_others(cfg: CfgNode, given: Sequence[str]) -> None:

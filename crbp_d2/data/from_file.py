@@ -54,7 +54,7 @@ def read_entries(path: Path) -> list[Json]:
     if not os.path.isfile(path):
         raise DatasetError(
             f"{path}: no such file; check the path, which as DATASETS.FILE begins at the working "
-            "directory, also in a config"
+            "directory, or in a config beside that"
         )
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))

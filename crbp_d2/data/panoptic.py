@@ -15,7 +15,7 @@ from detectron2.data.datasets.coco import load_coco_json
 from .categories import class_metadata, different_classes
 from .derive import UNLABELLED, converted_image_name, stuff_map_name
 from .fields import Json
-from .prepare import Manifest, prepare, read_categories
+from .prepare import Manifest, prepare, read_categories, read_counts
 from .reading import IntensityRange
 from .source import PanopticSource, PathLike
 from .validate import DatasetError
@@ -170,6 +170,13 @@ def ensure_prepared(name: str, *, workers: int | None = None) -> Manifest | None
             "in a new process"
         )
     return manifest
+
+
+def counted_categories(name: str) -> list[tuple[Json, int]] | None:
+    """The categories of a data set, each with the number of its segments, crowds included; None of
+    one that is not registered here, or not prepared."""
+    entry = _registered(name)
+    return None if entry is None else read_counts(entry.source)
 
 
 def set_num_classes(cfg: CfgNode, name: str) -> None:

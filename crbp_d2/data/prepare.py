@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .categories import stuff_class_ids, thing_class_ids
 from .derive import Derivation, DerivedImage, derive_image
+from .elsewhere import require_any
 from .fields import Json
 from .files import explained, naming
 from .instances import read_instances_json
@@ -105,6 +106,18 @@ def read_categories(source: PanopticSource) -> list[Json]:
     return read_panoptic_json(source.panoptic_json)["categories"]
 
 
+def read_counts(source: PanopticSource) -> list[tuple[Json, int]] | None:
+    """The categories, each with the number of its segments, from the cache; None if that is missing
+    or doesn't fit the JSON."""
+    try:
+        manifest = _read_manifest(source)
+    except OSError:
+        return None
+    if manifest is None:
+        return None
+    return [(one, manifest.segments.get(str(one["id"]), 0)) for one in manifest.categories]
+
+
 def _read_manifest(source: PanopticSource) -> Manifest | None:
     """The manifest, unless missing, damaged, made from other JSON files or by another version."""
     content = read_record(source.derived / _MANIFEST)
@@ -152,6 +165,8 @@ def _make(source: PanopticSource, target: PanopticSource, workers: int | None) -
     if source.instances_json is not None:
         given = read_instances_json(source.instances_json, content)
     image_of = {image["id"]: image for image in content["images"]}
+    names = [image["file_name"] for image in content["images"]]
+    require_any(source.images, names, source.panoptic_json)
     pairs = [(image_of[entry["image_id"]], entry) for entry in content["annotations"]]
     usable = [(image, entry) for image, entry in pairs if entry["segments_info"]]
     if not usable:

@@ -124,6 +124,11 @@ def open_image(source: str | Path | IO[bytes]) -> Image.Image:
     return image
 
 
+def image_endings() -> set[str]:
+    """Endings of the names of images that can be read, in small letters with their dots."""
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
 def read_whole(file: IO[bytes]) -> bytes:
     """The content of an image file.
 

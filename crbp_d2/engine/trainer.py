@@ -32,12 +32,14 @@ from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
 from crbp_d2.evaluation import build_evaluator
 from crbp_d2.evaluation.pictures import draw_predictions
+from crbp_d2.evaluation.rare import tell_of_rare_classes
 from crbp_d2.interruption import deferring, handling
 from crbp_d2.mistakes import told
 from crbp_d2.weights import UnreadableError, read_checkpoint, said
 
 from .best import KeepBest
 from .checkpoint import FINAL, Checkpointer
+from .duration import EstimateDuration
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
 from .stopping import EvaluateTrained, StopWhenAsked, batches, evaluated
@@ -193,10 +195,18 @@ class Trainer(DefaultTrainer):
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
 
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> Any:
+        """Detectron2's evaluation, which also tells of classes that are too rare to be scored."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            tell_of_rare_classes(cfg, results)
+        return results
+
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's, with a `SEED` random numbers that follow from the iteration, with a
-        `TEST.BEST_METRIC` the checkpoint of the best model, and an end in order when a signal asks
-        for it.
+        `TEST.BEST_METRIC` the checkpoint of the best model, an estimate of the time, and an end in
+        order when a signal asks for it.
 
         Raises:
             ConfigurationError: statistics of a norm are asked for that every step uses.
@@ -220,6 +230,8 @@ class Trainer(DefaultTrainer):
                 hooks.append(KeepBest(period, self.checkpointer, metric))
         if self.cfg.SEED >= 0:
             hooks.insert(0, SeedIterations(self.cfg.SEED))
+        if comm.is_main_process():
+            hooks.append(EstimateDuration(has_phases=bool(self.cfg.CRBP.PHASES)))
         return [*hooks, StopWhenAsked()]
 
     def _score_and_draw(self) -> Mapping[str, Any]:

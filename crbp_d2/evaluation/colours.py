@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Colour: TypeAlias = tuple[int, int, int]
+from crbp_d2.evaluation.palette import Colour, distinct_colours, weighted_lab
+
 Map: TypeAlias = npt.NDArray[np.integer[Any]]
 Info: TypeAlias = dict[str, Any]
 
@@ -22,40 +23,45 @@ SAME_OBJECT = 0.5
 panoptic quality, which leaves no object two partners."""
 _LIGHTNESS = 0.18
 _HUE = (0.05, 0.14)
-# Multiples of these, modulo 1, are spread evenly however many there are: for one dimension, and for
-# two (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
-_GOLDEN = 0.6180339887498949
+_SHARES = (1, 0.6, 0.3)
+"""Of a shift, which is reduced where it leads to another class."""
+# Multiples of these, modulo 1, are spread evenly however many there are (Roberts 2018, "The
+# unreasonable effectiveness of quasirandom sequences").
 _PLASTIC = (0.7548776662466927, 0.5698402909980532)
 
 
 def class_colours(metadata: Any) -> tuple[list[Colour], list[Colour]]:
     """Colours of the thing classes and of the stuff classes, by their number.
 
-    They are those of the data set, the `color` of its categories; a class without one has a colour
-    by its number, of things a vivid and of stuff a muted one.
+    They are those of the data set, the `color` of its categories; classes without one have colours
+    that differ from those and from each other as far as they can, of things vivid and of stuff
+    muted ones.
 
     Args:
         metadata: of a panoptic data set.
     """
-    both = []
+    own: list[Sequence[float] | None] = []
+    isthing: list[bool] = []
     for kind in ("thing", "stuff"):
-        own = list(metadata.get(f"{kind}_colors") or ())
+        given = list(metadata.get(f"{kind}_colors") or ())
         names = metadata.get(f"{kind}_classes") or ()
-        own += [None] * (len(names) - len(own))
-        both.append(
-            [
-                _default(number, kind == "thing") if colour is None else _colour(colour)
-                for number, colour in enumerate(own)
-            ]
-        )
-    return both[0], both[1]
+        given += [None] * (len(names) - len(given))
+        own += given
+        isthing += [kind == "thing"] * len(given)
+    taken = tuple(_colour(colour) for colour in own if colour is not None)
+    vivid = tuple(thing for thing, colour in zip(isthing, own, strict=True) if colour is None)
+    found = iter(distinct_colours(vivid, taken))
+    colours = [next(found) if colour is None else _colour(colour) for colour in own]
+    things = sum(isthing)
+    return colours[:things], colours[things:]
 
 
 class ObjectColours:
     """Colours of the segments of one image, the same in all of its pictures.
 
-    Stuff has the colour of its class. An object has a shade of that colour, and the same one in
-    every picture in which it is found again; see `SAME_OBJECT`.
+    Stuff has the colour of its class. An object has a shade of that colour, twice as near to it as
+    to that of another class of things where there is room, and the same one in every picture in
+    which it is found again; see `SAME_OBJECT`.
 
     Args:
         metadata: of the data set.
@@ -63,6 +69,7 @@ class ObjectColours:
 
     def __init__(self, metadata: Any) -> None:
         self._things, self._stuff = class_colours(metadata)
+        self._points = weighted_lab(self._things)
         # Few classes leave room for shades that differ more.
         self._hue = min(max(_HUE[0], 0.4 / max(1, len(self._things))), _HUE[1])
         self._numbers: Counter[int] = Counter()
@@ -117,9 +124,18 @@ class ObjectColours:
 
     def _shade(self, category: int, number: int) -> Colour:
         """The colour of a class for its first object, shades of it for others."""
+        shades = [self._shifted(category, number, part) for part in _SHARES]
+        away = np.linalg.norm(weighted_lab(shades)[:, None] - self._points[None], axis=2)
+        for shade, distances in zip(shades, away, strict=True):
+            if 2 * distances[category] <= np.delete(distances, category).min(initial=np.inf):
+                return shade
+        return shades[-1]
+
+    def _shifted(self, category: int, number: int, part: float) -> Colour:
+        """A shade, or a part of the way to it."""
         red, green, blue = (channel / 255 for channel in self._things[category])
         hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-        across, along = ((0.5 + number * step) % 1 - 0.5 for step in _PLASTIC)
+        across, along = (part * ((0.5 + number * step) % 1 - 0.5) for step in _PLASTIC)
         hue = (hue + 2 * self._hue * across) % 1
         lightness = min(max(lightness + 2 * _LIGHTNESS * along, 0.25), 0.8) if number else lightness
         return _rgb(hue, lightness, saturation)
@@ -133,11 +149,6 @@ def indexed(segments: Map, ids: Sequence[int]) -> npt.NDArray[np.int64]:
     ordered = np.asarray(ids)[order]
     nearest = np.minimum(np.searchsorted(ordered, segments), len(ids) - 1)
     return np.where(ordered[nearest] == segments, order[nearest] + 1, 0)
-
-
-def _default(number: int, isthing: bool) -> Colour:
-    lightness = 0.5 + 0.15 * ((number * _PLASTIC[0]) % 1)
-    return _rgb((number * _GOLDEN) % 1, lightness, 0.85 if isthing else 0.55)
 
 
 def _colour(channels: Sequence[float]) -> Colour:

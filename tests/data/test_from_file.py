@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from detectron2.data import DatasetCatalog
 
+from crbp_d2.config import read_config
 from crbp_d2.data import DatasetError, register_from_file
 
 from .panoptic_data import write_panoptic
@@ -58,3 +60,59 @@ def test_mistakes_are_named(tmp_path: Path, content: str, message: str) -> None:
 def test_missing_file() -> None:
     with pytest.raises(DatasetError, match="nowhere.yaml: no such file"):
         register_from_file("nowhere.yaml")
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two configs, one the base of the other, and a working directory beside it."""
+    folder = tmp_path / "there"
+    (folder / "below").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (folder / "base.yaml").write_text("DATASETS:\n  FILE: sets/data.yaml\n")
+    (folder / "below" / "own.yaml").write_text("_BASE_: ../base.yaml\nSEED: 3\n")
+    return folder
+
+
+def put(folder: Path) -> Path:
+    """The listing below a folder."""
+    (folder / "sets").mkdir()
+    listing = folder / "sets" / "data.yaml"
+    listing.write_text("[]")
+    return listing
+
+
+@pytest.mark.parametrize("config", ["base.yaml", "below/own.yaml"])
+def test_a_file_is_found_beside_the_config_that_names_it(there: Path, config: str) -> None:
+    listing = put(there)
+    for path in (there / config, Path("..", "there", config)):
+        assert str(listing) == read_config(str(path)).DATASETS.FILE
+
+
+def test_of_several_bases_that_counts_whose_file_holds(there: Path) -> None:
+    listing = put(there)
+    (there / "below" / "other.yaml").write_text("DATASETS: {FILE: absent.yaml}\n")
+    for bases, found in (
+        (["other.yaml", "../base.yaml"], str(listing)),
+        (["../base.yaml", "other.yaml"], "absent.yaml"),
+    ):
+        (there / "below" / "own.yaml").write_text(yaml.safe_dump({"_BASE_": bases}))
+        assert found == read_config(str(there / "below" / "own.yaml")).DATASETS.FILE
+
+
+def test_the_working_directory_comes_first(there: Path) -> None:
+    put(there)
+    put(Path.cwd())
+    assert read_config(str(there / "base.yaml")).DATASETS.FILE == "sets/data.yaml"
+
+
+def test_a_path_of_the_command_line_begins_at_the_working_directory(there: Path) -> None:
+    put(there)
+    words = ["DATASETS.FILE", "sets/data.yaml"]
+    assert read_config(str(there / "base.yaml"), words).DATASETS.FILE == "sets/data.yaml"
+
+
+def test_one_that_is_nowhere_is_told_with_both_places(there: Path) -> None:
+    path = read_config(str(there / "below" / "own.yaml")).DATASETS.FILE
+    with pytest.raises(DatasetError, match="at the working directory, or in a config beside that"):
+        register_from_file(path)

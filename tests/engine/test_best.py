@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,7 @@ def test_a_metric_that_is_seen_once_is_warned_of(tmp_path):
 
 @pytest.mark.slow
 def test_classes_and_pictures_are_in_tensorboard_and_a_metric_of_a_class_chooses(tmp_path):
+    """And the log tells of classes that are rare."""
     with registered(NAME, write_mixed(tmp_path / "data", ((96, 61), (57, 140))).arguments()):
         words = [
             *("--config-file", CONFIGS / "quick" / "shapes_crbp.yaml", "OUTPUT_DIR"),
@@ -170,3 +172,5 @@ def test_classes_and_pictures_are_in_tensorboard_and_a_metric_of_a_class_chooses
     assert (first.step, last.step) == (0, 2) and last.width == 1536 > last.height
     assert {path.name for path in (tmp_path / "run/predictions").iterdir()} == {"0.png", "1.png"}
     assert best(tmp_path / "run")["score"].keys() == {"panoptic_seg/PQ-sky"}
+    told = re.findall(r"few objects says little: (.*); add", (tmp_path / "run/log.txt").read_text())
+    assert len(told) == 2 and "dog (2 in training, 2 in test)" in told[-1]

@@ -164,7 +164,8 @@ def test_the_trainer_has_all_that_detectron2s_has(tmp_path):
     assert all(hasattr(trainer, name) for name in names)
     kinds = [type(hook).__name__ for hook in trainer._hooks]
     expected = ["IterationTimer", "LRScheduler", "PeriodicCheckpointer", "EvaluateTrained"]
-    assert kinds == ["SeedIterations", *expected, "PeriodicWriter", "StopWhenAsked"]
+    own = ["EstimateDuration", "StopWhenAsked"]
+    assert kinds == ["SeedIterations", *expected, "PeriodicWriter", *own]
 
 
 @pytest.mark.parametrize(

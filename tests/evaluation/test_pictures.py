@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from crbp_d2.evaluation.drawing import (
     drawn_size,
     title_height,
 )
+from crbp_d2.evaluation.palette import Colour, weighted_lab
 from crbp_d2.evaluation.pictures import (
     answer_as_drawn,
     contour_panels,
@@ -130,6 +132,40 @@ def test_classes_without_a_colour_have_fixed_different_ones():
     assert class_colours(metadata) == (things, stuff)
 
 
+def least_distance(colours: Sequence[Colour]) -> float:
+    """In CIELAB, where a difference of about two can be seen side by side."""
+    channels = np.asarray(colours, np.float32)[None] / 255
+    lab = cv2.cvtColor(channels, cv2.COLOR_RGB2LAB)[0]
+    distances = np.linalg.norm(lab[:, None] - lab[None], axis=2)
+    return float(distances[~np.eye(len(lab), dtype=bool)].min())
+
+
+@pytest.mark.parametrize(
+    ("things", "stuff", "least"), [(2, 0, 200), (1, 1, 150), (6, 4, 50), (20, 10, 25), (80, 53, 11)]
+)
+def test_colours_of_classes_differ_as_far_as_their_number_leaves_room(things, stuff, least):
+    metadata = MetadataCatalog.get(f"test_pictures_{things}_{stuff}").set(
+        thing_classes=[f"thing {number}" for number in range(things)],
+        stuff_classes=[f"stuff {number}" for number in range(stuff)],
+    )
+    vivid, muted = class_colours(metadata)
+    assert (len(vivid), len(muted)) == (things, stuff)
+    assert least_distance([*vivid, *muted]) > least
+    for colours, is_vivid in ((vivid, True), (muted, False)):
+        assert all((np.ptp(colour) > 130) == is_vivid for colour in colours), colours
+
+
+def test_other_classes_keep_away_from_colours_of_the_data_set():
+    names = [f"thing {number}" for number in range(8)]
+    free = MetadataCatalog.get("test_pictures_free").set(thing_classes=names)
+    first = class_colours(free)[0][0]
+    own = [None, first, [0.4, 300, 20]]
+    mixed = MetadataCatalog.get("test_pictures_mixed").set(thing_classes=names, thing_colors=own)
+    colours = class_colours(mixed)[0]
+    assert colours[1:3] == [first, (0, 255, 20)]
+    assert least_distance(colours) > 45
+
+
 @pytest.fixture
 def two_classes() -> Any:
     return MetadataCatalog.get("test_pictures_two").set(
@@ -165,6 +201,23 @@ def test_dozens_of_objects_have_different_shades(two_classes):
     assert len(set(shades.values())) > 140
     ordered = np.array([shades[number + 1] for number in range(150)])
     assert np.abs(np.diff(ordered, axis=0)).sum(axis=1).min() > 20
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_objects_look_more_like_their_class_than_like_another(classes):
+    metadata = MetadataCatalog.get(f"test_pictures_shades_{classes}").set(
+        thing_classes=[f"thing {number}" for number in range(classes)]
+    )
+    segments = np.arange(5 * classes).repeat(4).reshape(-1, 20) + 1
+    infos = [thing(number + 1, category=number % classes) for number in range(5 * classes)]
+    shades = ObjectColours(metadata).of(segments, infos)
+    assert len(set(shades.values())) == 5 * classes
+    found = weighted_lab([shades[info["id"]] for info in infos])
+    own = weighted_lab(class_colours(metadata)[0])
+    away = np.linalg.norm(found[:, None] - own[None], axis=2)
+    assert away.argmin(axis=1).tolist() == [info["category_id"] for info in infos]
+    nearest, next_one = np.sort(away, axis=1)[:, :2].T
+    assert (nearest < 0.6 * next_one).all()
 
 
 def labels_in(picture: np.ndarray) -> int:

@@ -2,7 +2,7 @@
 
 from .classes import Choices
 from .formats import FORMATS, Format, convert_format
-from .scene import Annotated, Category, Entry, Shape
+from .scene import Annotated, Category, Entry, Named, Shape
 from .summary import Summary
 from .write import convert
 
@@ -13,6 +13,7 @@ __all__ = [
     "Choices",
     "Entry",
     "Format",
+    "Named",
     "Shape",
     "Summary",
     "convert",

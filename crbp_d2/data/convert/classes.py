@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..fields import Json, text
 from ..validate import DatasetError, Problems, check_categories
-from .scene import Category
+from .listing import Other
+from .scene import Category, Named
 
 logger = logging.getLogger(__name__)
+
+_ALIKE = "one model needs the same classes: choose alike, or write to another --out"
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,15 @@ class Choices:
 def settle(
     found: Sequence[Category],
     choices: Choices,
-    known: Sequence[Json] | None = None,
-    known_from: Path | None = None,
+    other: Other | None = None,
+    named: Sequence[Named] = (),
 ) -> list[Json]:
     """The categories of the panoptic JSON.
 
     Args:
         found: those of the format.
-        known: those of another split of the data, which are taken as they are.
-        known_from: the file of that split, for messages.
+        other: split of the data, whose categories are taken as they are.
+        named: what options of the format say of the classes.
 
     Raises:
         DatasetError: choices contradict each other or the other split, or name a class that there
@@ -58,9 +60,9 @@ def settle(
     for name in sorted(set(choices.leave_out) - {category.name for category in found}):
         logger.warning("no class is named %r, so --leave-out %s is without effect", name, name)
     present = [category for category in found if category.name not in choices.leave_out]
-    if known is not None:
-        _check_known(known, choices, known_from)
-        categories = [dict(category) for category in known]
+    if other is not None:
+        _check_other(other, choices, named)
+        categories = [dict(category) for category in other.categories]
     else:
         categories = _numbered(_chosen(present, choices))
     names = [category["name"] for category in categories]
@@ -121,22 +123,55 @@ def _check_choices(choices: Choices) -> None:
             raise DatasetError(f"--leave-out {name}: named by another option as well; remove one")
 
 
-def _check_known(known: Sequence[Json], choices: Choices, path: Path | None) -> None:
+def _check_other(other: Other, choices: Choices, named: Sequence[Named]) -> None:
     """Other choices than those of the split that is there already can't be followed."""
-    names = [category["name"] for category in known]
-    cure = "one model needs the same classes: choose alike, or write to another --out"
+    path, names = other.path, [category["name"] for category in other.categories]
     if choices.classes and list(choices.classes) != [
         name for name in names if name in choices.classes or name != choices.fill
     ]:
-        raise DatasetError(f"--classes: {path} has {_listed(names)}; {cure}")
-    if choices.fill is not None and choices.fill not in names:
-        raise DatasetError(f"--fill {choices.fill}: {path} has {_listed(names)}; {cure}")
-    for category in known:
-        name = category["name"]
-        asked = choices.things if not category["isthing"] else [*choices.stuff, choices.fill]
-        if name in asked:
-            kind = "things" if category["isthing"] else "stuff"
-            raise DatasetError(f"{name!r} is {kind} in {path}; {cure}")
+        raise DatasetError(f"--classes: {path} has {_listed(names)}; {_ALIKE}")
+    for one in (_filled(choices), *named):
+        for name in one.names:
+            if name not in (*names, *choices.leave_out):
+                raise DatasetError(f"{one.option} {name}: {path} has {_listed(names)}; {_ALIKE}")
+    for name in choices.leave_out:
+        if name in names:
+            raise DatasetError(f"--leave-out {name}: is a class of {path}; {_ALIKE}")
+    _check_kinds(other, choices, named)
+    _tell_of_fill(other, choices)
+
+
+def _check_kinds(other: Other, choices: Choices, named: Sequence[Named]) -> None:
+    things = Named("--things", choices.things)
+    stuff = [Named("--stuff", choices.stuff), _filled(choices)]
+    for one in named:
+        if one.stuff:
+            # --things is above what a format says.
+            names = [name for name in one.names if name not in choices.things]
+            stuff.append(Named(one.option, names))
+    for category in other.categories:
+        name, isthing = category["name"], category["isthing"]
+        for one in stuff if isthing else [things]:
+            if name in one.names:
+                kind = "things" if isthing else "stuff"
+                raise DatasetError(f"{one.option}: {name!r} is {kind} in {other.path}; {_ALIKE}")
+
+
+def _filled(choices: Choices) -> Named:
+    return Named("--fill", () if choices.fill is None else (choices.fill,))
+
+
+def _tell_of_fill(other: Other, choices: Choices) -> None:
+    """Say that pixels without a class become something else in the two splits, which is right where
+    one of them has none."""
+    before = (other.call or {"fill": choices.fill}).get("fill")
+    if before != choices.fill:
+        logger.warning(
+            "pixels without a class: %s here, but %s in %s, so one split is learned or scored "
+            "otherwise than the other; give both the same --fill, unless one has no such pixels",
+            *(f"--fill {fill}" if fill else "no --fill" for fill in (choices.fill, before)),
+            other.path,
+        )
 
 
 def _require_known(option: str, names: Iterable[str], known: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from ..validate import DatasetError, Problems, check_images, duplicates, read_js
 from .arguments import add_values, stated_values, void_values
 from .files import read_labels
 from .patterns import find_images
-from .scene import Annotated, Category, Entry, Shape, Size
+from .scene import Annotated, Category, Entry, Named, Shape, Size
 from .values import Rule, Stuff, shapes_of
 
 _ID = Field(identifier, "a whole number or a string", default=None)
@@ -77,7 +77,8 @@ def find(arguments: argparse.Namespace) -> Annotated:
         for image in content["images"]
     ]
     reading = functools.partial(_shapes, names=names, rule=rule)
-    return Annotated(arguments.images, _categories(content, rule), entries, reading)
+    named = Named("--values", list(rule.names.values()), stuff=True)
+    return Annotated(arguments.images, _categories(content, rule), entries, reading, [named])
 
 
 def _named(index: int, annotation: Json) -> str:

@@ -35,7 +35,7 @@ from ..validate import DatasetError
 from .arguments import add_values, stated_values, void_values
 from .files import read_labels
 from .patterns import find_annotated
-from .scene import Annotated, Entry, Shape, Size
+from .scene import Annotated, Entry, Named, Shape, Size
 from .values import Cityscapes, OneClass, Rule, Table, read_table, shapes_of
 
 
@@ -82,7 +82,8 @@ def find(arguments: argparse.Namespace) -> Annotated:
         for number, name in enumerate(sorted(images), start=1)
     ]
     reading = functools.partial(_shapes, rule=rule)
-    return Annotated(arguments.image_folder, rule.categories(values), entries, reading)
+    categories, named = rule.categories(values), _named(rule)
+    return Annotated(arguments.image_folder, categories, entries, reading, named)
 
 
 def _rule(arguments: argparse.Namespace) -> Rule:
@@ -100,6 +101,15 @@ def _rule(arguments: argparse.Namespace) -> Rule:
     raise DatasetError(
         f"--rule {' '.join(arguments.rule)}: must be 'cityscapes' or 'one-class NAME'; correct it"
     )
+
+
+def _named(rule: Rule) -> list[Named]:
+    match rule:
+        case OneClass(name=name):
+            return [Named("--rule one-class", [name])]
+        case Cityscapes(names=names):
+            return [Named("--values", list(names.values()))]
+    return []
 
 
 def _values(paths: list[Path], workers: int | None) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from ..fields import Json
 from ..from_file import read_entries
 from ..storage import write_whole
-from ..validate import DatasetError, read_panoptic_json
+from ..validate import DatasetError, converted_by, read_json, read_panoptic_json
 
 LISTING = "datasets.yaml"
 
@@ -59,8 +60,23 @@ def require_free(folder: Path, new: Json) -> None:
             )
 
 
-def categories_of_others(folder: Path, name: str) -> tuple[list[Json], Path] | None:
-    """The categories of another data set of the file, and its JSON, if there is one.
+@dataclass(frozen=True)
+class Other:
+    """Another data set of the file, which has set the classes.
+
+    Attributes:
+        path: of its JSON.
+        categories: of that.
+        call: the conversion that made it; None if that is not known.
+    """
+
+    path: Path
+    categories: list[Json]
+    call: Json | None
+
+
+def other(folder: Path, name: str) -> Other | None:
+    """The first other data set of the file whose JSON is there.
 
     Raises:
         DatasetError: that JSON can't be used.
@@ -68,7 +84,8 @@ def categories_of_others(folder: Path, name: str) -> tuple[list[Json], Path] | N
     for old in listed(folder):
         path = folder / str(old["panoptic_json"])
         if old["name"] != name and path.is_file():
-            return read_panoptic_json(path)["categories"], path
+            categories = read_panoptic_json(path)["categories"]
+            return Other(path, categories, converted_by(read_json(path)))
     return None
 
 

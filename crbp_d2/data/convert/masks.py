@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from ..validate import DatasetError
 from .files import read_mask
 from .patterns import find_annotated
-from .scene import Annotated, Category, Entry, Shape, Size
+from .scene import Annotated, Category, Entry, Named, Shape, Size
 
 _IMAGES, _MASKS = "{id}/images/*", "{id}/masks/*"
 _CLASS = "object"
@@ -59,7 +59,9 @@ def find(arguments: argparse.Namespace) -> Annotated:
         Entry(number, images[name], masks[name])
         for number, name in enumerate(sorted(images), start=1)
     ]
-    return Annotated(folder, [Category(name) for name in sorted(classes)], entries, _shapes)
+    categories = [Category(name) for name in sorted(classes)]
+    named = [] if given is None else [Named("--class", [given])]
+    return Annotated(folder, categories, entries, _shapes, named)
 
 
 def _require_masks(

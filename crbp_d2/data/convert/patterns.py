@@ -8,9 +8,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
-
-from ..reading import FORMATS
+from ..reading import image_endings
 from ..validate import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +26,7 @@ def image_files(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; check the path")
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    endings = image_endings()
     paths = [path.relative_to(folder) for path in folder.rglob("*")]
     return sorted(
         path.as_posix()

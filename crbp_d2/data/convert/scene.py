@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,21 @@ class Category:
     isthing: bool = True
     id: int | None = None
     color: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Named:
+    """Classes that an option of a format names.
+
+    Args:
+        option: of the command line.
+        names: of the classes.
+        stuff: whether it makes them stuff; otherwise it says nothing of their kind.
+    """
+
+    option: str
+    names: Sequence[str]
+    stuff: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,9 +119,11 @@ class Annotated:
         entries: the images.
         read: a picklable function from an entry's annotation and the size of its image to the
             shapes in it, later ones above earlier ones of the same size. Raises `DatasetError`.
+        named: what options of the format say of the classes.
     """
 
     images: Path
     categories: list[Category]
     entries: list[Entry]
     read: Callable[[Any, Size], list[Shape]]
+    named: Sequence[Named] = ()

@@ -15,6 +15,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from tqdm import tqdm
 
+from ..elsewhere import require_any
 from ..fields import Json, relative_path, text
 from ..files import naming, png_names, save_image
 from ..parallel import ordered_map
@@ -92,9 +93,9 @@ def convert(
     with locked(out):
         _require_free(out, entry, call)
         listing.require_free(out, entry)
-        known = listing.categories_of_others(out, name)
+        other = listing.other(out, name)
         _check_entries(annotated)
-        categories = settle(annotated.categories, choices, *(known or ()))
+        categories = settle(annotated.categories, choices, other, annotated.named)
         out.mkdir(parents=True, exist_ok=True)
         path = out / entry["panoptic_json"]
         with replacing(out / entry["panoptic_pngs"], beside=path) as pngs:
@@ -154,6 +155,10 @@ def _check_entries(annotated: Annotated) -> None:
     images = [{"id": entry.id, "file_name": entry.file_name} for entry in annotated.entries]
     check_images(images, problems)
     problems.raise_if_any()
+    told_by = annotated.entries[0].told_by
+    if told_by is not None:
+        names = [entry.file_name for entry in annotated.entries]
+        require_any(annotated.images, names, told_by)
 
 
 def _write_pngs(
