@@ -11,6 +11,8 @@ from detectron2.utils import comm
 
 from crbp_d2.interruption import Interrupted, asked, at_once, held_back
 
+from .stall import Stall
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,13 +31,20 @@ class StopWhenAsked(HookBase):
     """Ends a training after the iteration in which a signal came to one of its processes, with a
     checkpoint. To be the last of the hooks.
 
+    Args:
+        stall: tells where one does not answer.
+
     Raises:
         Interrupted: in all processes, after the same iteration.
     """
 
+    def __init__(self, stall: Stall) -> None:
+        self._stall = stall
+
     def after_step(self) -> None:
         # An iteration is not left before all know: none would wait for one that has ended.
-        number = max(comm.all_gather(asked()))
+        with self._stall.told(self.trainer.iter):
+            number = max(comm.all_gather(asked()))
         if not number:
             return
         trainer = self.trainer

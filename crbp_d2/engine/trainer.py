@@ -42,6 +42,7 @@ from .checkpoint import FINAL, Checkpointer
 from .duration import EstimateDuration
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
+from .stall import Stall
 from .stopping import EvaluateTrained, StopWhenAsked, batches, evaluated
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self._last_eval_results: Mapping[str, Any] = {}
+        self._stall = Stall()
         self.register_hooks(self.build_hooks())
 
     @staticmethod
@@ -232,7 +234,7 @@ class Trainer(DefaultTrainer):
             hooks.insert(0, SeedIterations(self.cfg.SEED))
         if comm.is_main_process():
             hooks.append(EstimateDuration(has_phases=bool(self.cfg.CRBP.PHASES)))
-        return [*hooks, StopWhenAsked()]
+        return [*hooks, StopWhenAsked(self._stall)]
 
     def _score_and_draw(self) -> Mapping[str, Any]:
         """The scores of the model as it is, whose pictures go to `predictions` and TensorBoard."""
@@ -289,6 +291,11 @@ class Trainer(DefaultTrainer):
             ) from error
         if kept:
             logger.warning("The resumed training keeps %s of its checkpoint", ", ".join(kept))
+
+    def run_step(self) -> None:
+        """One iteration; of one that waits for another process all say so, see `Stall`."""
+        with self._stall.told(self.iter):
+            super().run_step()
 
     def train(self) -> Mapping[str, Any]:
         """Train to the last iteration; the results of the evaluation that ends it.

@@ -174,6 +174,32 @@ def test_processes_that_are_still_starting_end_in_order(sent, later, tmp_path):
 
 
 @pytest.mark.faults
+def test_a_process_that_stops_is_told_of_and_the_others_can_be_ended(tmp_path):
+    run, options = tmp_path / "run", ("--num-gpus", 2)
+    process = start(run, TRAIN, *options, iterations=9_000)
+    wait_for(run / "model_0000004.pth")
+    *_, first, second = sorted(started_by(process.pid))
+    os.kill(second, signal.SIGSTOP)
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if "has taken" in line)
+    assert re.match(r"rank 0 of 2: iteration \d+ has taken \d+ s, the longest before", line)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)
+    process.wait(timeout=30)
+    end = time.monotonic() + 30
+    while Path(f"/proc/{first}").exists():
+        assert time.monotonic() < end, "it waits for the other"
+        time.sleep(0.1)
+    os.kill(second, signal.SIGKILL)
+    process.communicate()
+    stopped = int(re.findall(r"\d+", (run / "last_checkpoint").read_text())[0]) + 1
+    process = start(run, TRAIN, "--resume", *options, iterations=stopped + 1)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.faults
 def test_processes_whose_starter_was_killed_before_they_began_end_by_themselves(tmp_path):
     process = start(tmp_path / "run", TRAIN, "--num-gpus", 2, iterations=9_000)
     while len(started := started_by(process.pid)) < 3:
