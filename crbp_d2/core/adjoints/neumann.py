@@ -15,6 +15,7 @@ from crbp_d2.core.solvers.precision import PRECISIONS
 from crbp_d2.core.state import Parts, VectorJacobianProduct, sample_norm, where_samples
 
 STOPPING = ("sample", "released")
+BLOCKS = ("joint", "first")
 LEAST_TERM = 1e-9
 """Norm over the batch, in units of the loss, at which the released code ends the series."""
 
@@ -42,6 +43,9 @@ class Neumann(Equilibrium):
             loss (released: 1.0), or `None` for no cap. With `stopping` at `sample` it is looked at
             one term later than in the released code: the term that exceeds it counts.
         stopping: `sample`, or `released` for one series of all samples; see above.
+        blocks: of a state of several tensors, as the `(h, c)` of a ConvLSTM: `joint` for a series
+            through its whole Jacobian, or `first` for one through the first tensor alone,
+            `dh'/dh`, as in the released code. What arrives at the others goes on through one step.
         precision: of the products, `full` or `bf16`; see `PlainSteps`.
     """
 
@@ -49,6 +53,7 @@ class Neumann(Equilibrium):
     tolerance: float = 1e-4
     norm_cap: float | None = None
     stopping: str = "sample"
+    blocks: str = "joint"
     precision: str = "full"
 
     def __post_init__(self) -> None:
@@ -59,6 +64,7 @@ class Neumann(Equilibrium):
             norm_cap=number_or_none("norm_cap", self.norm_cap, least=0),
         )
         one_of("stopping", self.stopping, STOPPING)
+        one_of("blocks", self.blocks, BLOCKS)
         one_of("precision", self.precision, PRECISIONS)
 
     @property
@@ -71,7 +77,11 @@ class Neumann(Equilibrium):
     ) -> Parts:
         """See `Equilibrium.solve`."""
         solve = self._by_sample if self.stopping == "sample" else self._as_released
-        return solve(vjp, g0, scale, report)
+        if self.blocks == "joint":
+            return solve(vjp, g0, scale, report)
+        others = tuple(torch.zeros_like(part) for part in g0[1:])
+        found = solve(lambda first: vjp((*first, *others))[:1], g0[:1], scale, report)
+        return (*found, *g0[1:])
 
     def _by_sample(
         self, vjp: VectorJacobianProduct, g0: Parts, scale: Tensor, report: AdjointReport
