@@ -44,10 +44,14 @@ def test_the_mask_head_cell_follows_its_equations():
     assert torch.allclose(cell(z, h), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("own_gamma", [False, True])
 @pytest.mark.parametrize("rectify_state", [False, True])
-def test_the_pathfinder_cell_follows_its_equations(rectify_state):
+def test_the_pathfinder_cell_follows_its_equations(rectify_state, own_gamma):
     torch.manual_seed(0)
-    cell = HGRUCell(channels=4, kernel_size=5, norm="", rectify_state=rectify_state).double()
+    options = {"rectify_state": rectify_state, "own_gamma": own_gamma}
+    cell = HGRUCell(channels=4, kernel_size=5, norm="", **options).double()
+    if own_gamma:
+        assert (cell.gamma == 1).all() and (cell.nu == 0.5).all()
     for p in cell.parameters():
         torch.nn.init.normal_(p, std=0.3)
     z, h = torch.rand(2, 2, 4, 6, 6, dtype=torch.float64)
@@ -60,7 +64,8 @@ def test_the_pathfinder_cell_follows_its_equations(rectify_state):
     c_s = F.conv2d(h * gate("suppression_gate", h), w["suppression.weight"], padding=2)
     s = F.softplus(z - F.softplus((w["alpha"] * h + w["mu"]) * c_s))
     c_f = F.conv2d(s, w["facilitation.weight"], padding=2)
-    candidate = F.softplus(w["nu"] * (c_f + s) + w["omega"] * (c_f * s))
+    gamma = w["gamma"] if own_gamma else w["nu"]
+    candidate = F.softplus(w["nu"] * s + gamma * c_f + w["omega"] * (c_f * s))
     g_f = gate("recurrent_gate", s)
     expected = (1 - g_f) * h + g_f * candidate
     if rectify_state:
@@ -124,6 +129,9 @@ def test_gate_biases_are_chrono_or_as_released(build):
     assert torch.equal(released.recurrent_gate.bias, -released.suppression_gate.bias)
     zero = build(channels=64, chrono_steps=20, gate_bias="zero")
     assert not zero.suppression_gate.bias.any() and not zero.recurrent_gate.bias.any()
+    # Of the released contour model, whatever its number of steps: U(1, 7).
+    eight = build(channels=64, chrono_steps=8, gate_bias="released").suppression_gate.bias
+    assert 1 <= float(eight.min()) < 1.5 and 6.5 < float(eight.max()) <= 7
     for steps in (1, 2):
         assert not build(channels=4, chrono_steps=steps).suppression_gate.bias.any()
 

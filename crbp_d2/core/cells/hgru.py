@@ -28,6 +28,9 @@ class HGRUCell(nn.Module):
         H~  = [nu (C^F + S) + omega (C^F . S)]+
         H'  = (1 - G^F) . H + G^F . H~
 
+    The released code has two parameters in the place of the one `nu`, `kappa` of `S` and `gamma` of
+    `C^F`: `H~ = [kappa S + gamma C^F + omega (C^F . S)]+`.
+
     Args:
         channels: `C` of drive and state.
         kernel_size: `E`, odd; the paper's 15, and 3, 5, 9 in its study of parameter efficiency.
@@ -36,6 +39,8 @@ class HGRUCell(nn.Module):
             models hardly learn; 1 is the usual start.
         rectify_state: put the new state through a softplus as well, as the released cell does and
             the paper's equations do not.
+        own_gamma: give `C^F` a parameter `gamma` of its own, as released, which starts at 1; `nu`
+            is then `kappa`.
         gate_bias: `chrono` (the paper's intent), `released` or `zero`; see
             `initialise_gate_biases`.
         chrono_steps: `T` of the chrono initialisation.
@@ -58,6 +63,7 @@ class HGRUCell(nn.Module):
         norm: str = "BN",
         norm_scale: float = 1.0,
         rectify_state: bool = False,
+        own_gamma: bool = False,
         gate_bias: str = "chrono",
         chrono_steps: int = 20,
         convolution: str = "auto",
@@ -78,6 +84,8 @@ class HGRUCell(nn.Module):
         self.mu = nn.Parameter(torch.ones(channels, 1, 1))
         self.nu = nn.Parameter(torch.full((channels, 1, 1), 0.5))
         self.omega = nn.Parameter(torch.full((channels, 1, 1), 0.5))
+        own = switch("own_gamma", own_gamma)
+        self.gamma = nn.Parameter(torch.ones(channels, 1, 1)) if own else None
         for gate in (self.suppression_gate, self.recurrent_gate):
             nn.init.orthogonal_(gate.convolution.weight)
         for kernel in (self.suppression, self.facilitation):
@@ -105,9 +113,11 @@ class HGRUCell(nn.Module):
         excitation = softplus(drive - inhibition)
         update = self.recurrent_gate(excitation)
         facilitated = self.facilitation_norm(self.facilitation(excitation))
-        candidate = softplus(
-            self.nu * (facilitated + excitation) + self.omega * (facilitated * excitation)
-        )
+        if self.gamma is None:
+            linear = self.nu * (facilitated + excitation)
+        else:
+            linear = self.nu * excitation + self.gamma * facilitated
+        candidate = softplus(linear + self.omega * (facilitated * excitation))
         following = (1 - update) * state + update * candidate
         if self.last_norm is not None:
             following = self.last_norm(drive + following)
