@@ -114,10 +114,13 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # RecurrentMaskHead: 3x3 convolutions with rectification before the circuit, of its width, with
     # the norm MODEL.ROI_MASK_HEAD.NORM. 0 for none, as published.
     cfg.MODEL.ROI_MASK_HEAD.ENTRY_CONVS = 0
-    # Norm of the last state before the readout: GN, IN, BN, SyncBN, FrozenBN, LN or "".
+    # Norm of the last state before the readout: GN, IN, BN, BatchBN (BN by statistics of the batch
+    # in evaluation, too), SyncBN, FrozenBN, LN or "".
     cfg.MODEL.ROI_MASK_HEAD.OUTPUT_NORM = "GN"
     # The same of contour models, and of the layers of the one without recurrence.
     cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM = "BN"
+    # What these norms add to the variance (released: 0.001); 0.0 for their own, 1e-5 of most.
+    cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM_EPS = 0.0
     # Contour models: focusing of the focal loss (gamma); 0.0 is the cross entropy.
     cfg.MODEL.SEM_SEG_HEAD.FOCAL_GAMMA = 2.0
     # Contour models: probability that an untrained model gives to a contour, in (0, 1).
@@ -170,6 +173,9 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # Prediction pictures to draw from the first test set after every evaluation: to predictions/
     # and, in training, to TensorBoard.
     cfg.TEST.PICTURES = 8
+    # Pathfinder: images of a batch in evaluation, which matters to time, memory, and to norms by
+    # statistics of the batch (BatchBN). 0 for 1 in training, 16 in tools/analyze.py.
+    cfg.TEST.IMS_PER_BATCH = 0
     # Keep the model of the best evaluation as model_best.pth, by the name of a score, higher being
     # better: panoptic_seg/PQ, segm/AP, segm/AP-dog for a class dog. With several test sets the name
     # of one comes first: street_val/segm/AP. "" for none. TEST.EVAL_PERIOD says when to evaluate.

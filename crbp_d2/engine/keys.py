@@ -122,6 +122,7 @@ FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: not value or (_are_numbers(value) and max(map(abs, value)) <= 360),
         "must be angles from -360 to 360, or () for none",
     ),
+    "TEST.IMS_PER_BATCH": (lambda value: value >= 0, "must be a number of images, or 0"),
 }
 """What keys must be, beyond the type that Detectron2 asks for."""
 

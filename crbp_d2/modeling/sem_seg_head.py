@@ -53,13 +53,16 @@ class ContourReadout(nn.Module):
         num_classes: `K`; class 0 is the background.
         norm: see `crbp_d2.modeling.build.output_norm`.
         prior: probability of the classes other than the background before training.
+        norm_eps: see `crbp_d2.modeling.build.output_norm`.
     """
 
-    def __init__(self, *, channels: int, num_classes: int, norm: str, prior: float) -> None:
+    def __init__(
+        self, *, channels: int, num_classes: int, norm: str, prior: float, norm_eps: float = 0.0
+    ) -> None:
         super().__init__()
         if not 0 < prior < 1:
             raise ConfigurationError(f"MODEL.SEM_SEG_HEAD.PRIOR must lie in (0, 1), got {prior}")
-        self.norm = build.output_norm(norm, channels)
+        self.norm = build.output_norm(norm, channels, eps=norm_eps)
         self.predictor = Conv2d(channels, num_classes, kernel_size=1)
         nn.init.normal_(self.predictor.weight, std=0.01)
         bias = cast(Tensor, self.predictor.bias)
@@ -213,7 +216,7 @@ class FeedForwardSemSegHead(ContourHead):
         channels: `C` of all layers.
         kernel_size: of all layers, odd.
         layers: how many.
-        norm: of each layer; see `crbp_d2.modeling.build.output_norm`.
+        norm, norm_eps: of each layer; see `crbp_d2.modeling.build.output_norm`.
         readout, focal_gamma, loss_weight, ignore_value: see `RecurrentSemSegHead`.
     """
 
@@ -227,6 +230,7 @@ class FeedForwardSemSegHead(ContourHead):
         layers: int,
         norm: str,
         readout: ContourReadout,
+        norm_eps: float = 0.0,
         focal_gamma: float = 2.0,
         loss_weight: float = 1.0,
         ignore_value: int = 255,
@@ -248,7 +252,7 @@ class FeedForwardSemSegHead(ContourHead):
                     kernel_size,
                     padding=kernel_size // 2,
                     bias=not norm,
-                    norm=build.output_norm(norm, channels),
+                    norm=build.output_norm(norm, channels, eps=norm_eps),
                     activation=F.relu,
                 )
                 for _ in range(layers)
@@ -265,6 +269,7 @@ class FeedForwardSemSegHead(ContourHead):
             "kernel_size": cfg.CRBP.CELL.KERNEL_SIZE,
             "layers": cfg.MODEL.SEM_SEG_HEAD.LAYERS,
             "norm": cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM,
+            "norm_eps": cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM_EPS,
         }
 
     def forward(
@@ -297,6 +302,7 @@ def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[s
             num_classes=head.NUM_CLASSES,
             norm=head.OUTPUT_NORM,
             prior=head.PRIOR,
+            norm_eps=head.OUTPUT_NORM_EPS,
         ),
         "focal_gamma": head.FOCAL_GAMMA,
         "loss_weight": head.LOSS_WEIGHT,

@@ -6,8 +6,11 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from crbp_d2.core import LipschitzCoefficientPenalty, Neumann, Unroll
-from crbp_d2.modeling.build import recurrence
+from crbp_d2.analysis.batches import scoring_batches
+from crbp_d2.core import ConfigurationError, LipschitzCoefficientPenalty, Neumann, Unroll
+from crbp_d2.data import build_test_loader
+from crbp_d2.data.pathfinder import PathfinderImages, PathfinderMapper
+from crbp_d2.modeling.build import output_norm, recurrence
 
 BPTT = ("CRBP.ALGORITHM", "bptt+lcp", "CRBP.SOLVER.STEPS", 6)
 
@@ -41,3 +44,53 @@ def test_contour_models_have_the_released_numbers_of_parameters(
     config, overrides, parameters, load_config
 ):
     assert trainable(build_model(load_config(f"pathfinder/{config}", *overrides))) == parameters
+
+
+BATCH_STATISTICS = (
+    *("CRBP.CELL.NORM", "BatchBN", "CRBP.CELL.NORM_EPS", 1e-3),
+    *("MODEL.SEM_SEG_HEAD.OUTPUT_NORM", "BatchBN", "MODEL.SEM_SEG_HEAD.OUTPUT_NORM_EPS", 1e-3),
+)
+
+
+def tiny_model(load_config, *overrides, config: str = "quick/pathfinder_crbp.yaml"):
+    torch.manual_seed(0)
+    small = ("CRBP.CELL.CHANNELS", 4, "CRBP.CELL.KERNEL_SIZE", 3, "CRBP.SOLVER.STEPS", 3)
+    return build_model(load_config(config, *small, "CRBP.SOLVER.SPREAD", 0, *overrides))
+
+
+def records(count: int, seed: int = 1) -> list[dict]:
+    images = PathfinderImages("tiny", seed=seed, size=count)
+    return [PathfinderMapper(is_train=False)(record) for record in images]
+
+
+def test_batch_statistics_make_a_prediction_depend_on_its_batch(load_config):
+    model = tiny_model(load_config, *BATCH_STATISTICS).eval()
+    norms = [one for one in model.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    assert [one.eps for one in norms] == [1e-3] * 3
+    batch = records(4)
+    with torch.no_grad():
+        together, alone = model(batch)[0]["sem_seg"], model(batch[:1])[0]["sem_seg"]
+        assert (together - alone).abs().max() > 1e-4
+        # In training the same statistics hold.
+        drive = model.backbone(torch.stack([one["image"] for one in batch]) / 255.0)
+        head = model.sem_seg_head
+        logits = head.train().read_out(head.recurrence(drive["stem"]).state)
+    torch.testing.assert_close(logits[0], together)
+
+
+@pytest.mark.parametrize(("given", "training", "tool"), [(0, 1, 16), (6, 6, 6)])
+def test_test_images_come_in_batches_of_the_key(given, training, tool, load_config):
+    cfg = load_config("quick/pathfinder_crbp.yaml", "TEST.IMS_PER_BATCH", given)
+    name = "pathfinder_tiny_val"
+    assert build_test_loader(cfg, name, num_workers=0).batch_sampler.batch_size == training
+    assert scoring_batches(cfg, name, num_workers=0).batch_sampler.batch_size == tool
+    assert scoring_batches(cfg, name, 3, num_workers=0).batch_sampler.batch_size == 3
+
+
+@pytest.mark.parametrize("kind", ["BN", "GN", "IN", "LN", "SyncBN", "FrozenBN", "BatchBN", ""])
+def test_the_eps_of_a_readouts_norm_is_set_for_every_kind(kind):
+    norm, usual = output_norm(kind, 4, eps=1e-3), output_norm(kind, 4)
+    if kind:
+        assert norm.eps == 1e-3 and usual.eps == (1e-6 if kind == "LN" else 1e-5)
+    with pytest.raises(ConfigurationError, match="OUTPUT_NORM_EPS must be at least 0"):
+        output_norm(kind, 4, eps=-1.0)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from crbp_d2.core.cells.base import CELLS
 from crbp_d2.core.cells.gates import PointwiseGate, initialise_gate_biases
-from crbp_d2.core.cells.norms import build_norm, settling_norm
+from crbp_d2.core.cells.norms import EPS, build_norm, settling_norm
 from crbp_d2.core.ops.activations import softplus
 from crbp_d2.core.ops.fft_convolution import LongRangeConv2d
 from crbp_d2.core.options import integer, switch
@@ -37,6 +37,7 @@ class HGRUCell(nn.Module):
         norm: see `build_norm`; `BN` is the paper's. The norm's parameters are shared over steps.
         norm_scale: initial scale of the norms. The released code starts at 0.1, from which small
             models hardly learn; 1 is the usual start.
+        norm_eps: added to the variance in the norms (released: 1e-3).
         rectify_state: put the new state through a softplus as well, as the released cell does and
             the paper's equations do not.
         own_gamma: give `C^F` a parameter `gamma` of its own, as released, which starts at 1; `nu`
@@ -62,6 +63,7 @@ class HGRUCell(nn.Module):
         kernel_size: int = 15,
         norm: str = "BN",
         norm_scale: float = 1.0,
+        norm_eps: float = EPS,
         rectify_state: bool = False,
         own_gamma: bool = False,
         gate_bias: str = "chrono",
@@ -75,10 +77,10 @@ class HGRUCell(nn.Module):
         self.rectify_state = switch("rectify_state", rectify_state)
         self.suppression_gate = PointwiseGate(channels=channels)
         self.suppression = LongRangeConv2d(channels, channels, kernel_size, method=convolution)
-        self.suppression_norm = build_norm(norm, channels, scale=norm_scale)
+        self.suppression_norm = build_norm(norm, channels, scale=norm_scale, eps=norm_eps)
         self.recurrent_gate = PointwiseGate(channels=channels)
         self.facilitation = LongRangeConv2d(channels, channels, kernel_size, method=convolution)
-        self.facilitation_norm = build_norm(norm, channels, scale=norm_scale)
+        self.facilitation_norm = build_norm(norm, channels, scale=norm_scale, eps=norm_eps)
         self.last_norm = settling_norm(state_norm, channels, scale=state_norm_scale)
         self.alpha = nn.Parameter(torch.full((channels, 1, 1), 0.1))
         self.mu = nn.Parameter(torch.ones(channels, 1, 1))
