@@ -123,8 +123,13 @@ def add_crbp_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM_EPS = 0.0
     # Contour models: focusing of the focal loss (gamma); 0.0 is the cross entropy.
     cfg.MODEL.SEM_SEG_HEAD.FOCAL_GAMMA = 2.0
+    # Contour models: no gradient through the factor (1 - p)^gamma, as in the released code. The
+    # loss is the same, its gradients are smaller, up to 3 times with a gamma of 2.
+    cfg.MODEL.SEM_SEG_HEAD.FOCAL_DETACHED = False
     # Contour models: probability that an untrained model gives to a contour, in (0, 1).
     cfg.MODEL.SEM_SEG_HEAD.PRIOR = 0.01
+    # Contour models: standard deviation of the readout's weights before training (released: 0.31).
+    cfg.MODEL.SEM_SEG_HEAD.READOUT_STD = 0.01
     # FeedForwardSemSegHead, the recurrent head's rival: layers.
     cfg.MODEL.SEM_SEG_HEAD.LAYERS = 6
     # GaborStem: size of the filters, odd.

@@ -22,12 +22,15 @@ from crbp_d2.core import (
     State,
     to_parts,
 )
+from crbp_d2.core.options import number
 from crbp_d2.modeling import build
 from crbp_d2.modeling.dynamics import DynamicsLog
 from crbp_d2.modeling.phases import Phase, Phases, Recipe
 
 
-def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float, ignore_value: int) -> Tensor:
+def focal_loss(
+    logits: Tensor, targets: Tensor, *, gamma: float, ignore_value: int, detached: bool = False
+) -> Tensor:
     """Mean over labelled pixels of `-(1 - p)^gamma log p`, `p` the probability of the true class
     (Lin et al. 2017, without class weights).
 
@@ -36,13 +39,16 @@ def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float, ignore_value: i
         targets: `(N, H, W)` classes, or `ignore_value` for pixels that don't count.
         gamma: focusing, at least 0.
         ignore_value: label of unlabelled pixels.
+        detached: take `(1 - p)^gamma` for a constant weight, as the released code does: the value
+            is the same, the gradient 1 to 3 times smaller with a gamma of 2.
 
     Returns:
         0-dimensional, at least 0; 0 without a labelled pixel.
     """
     surprise = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="none")
     labelled = (targets != ignore_value).sum().clamp(min=1)
-    return ((1 - torch.exp(-surprise)) ** gamma * surprise).sum() / labelled
+    weight = (1 - torch.exp(-surprise)) ** gamma
+    return ((weight.detach() if detached else weight) * surprise).sum() / labelled
 
 
 class ContourReadout(nn.Module):
@@ -54,17 +60,26 @@ class ContourReadout(nn.Module):
         norm: see `crbp_d2.modeling.build.output_norm`.
         prior: probability of the classes other than the background before training.
         norm_eps: see `crbp_d2.modeling.build.output_norm`.
+        std: standard deviation of the weights before training, at least 0.
     """
 
     def __init__(
-        self, *, channels: int, num_classes: int, norm: str, prior: float, norm_eps: float = 0.0
+        self,
+        *,
+        channels: int,
+        num_classes: int,
+        norm: str,
+        prior: float,
+        norm_eps: float = 0.0,
+        std: float = 0.01,
     ) -> None:
         super().__init__()
         if not 0 < prior < 1:
             raise ConfigurationError(f"MODEL.SEM_SEG_HEAD.PRIOR must lie in (0, 1), got {prior}")
+        std = number("readout_std", std, least=0, label="MODEL.SEM_SEG_HEAD.READOUT_STD")
         self.norm = build.output_norm(norm, channels, eps=norm_eps)
         self.predictor = Conv2d(channels, num_classes, kernel_size=1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.normal_(self.predictor.weight, std=std)
         bias = cast(Tensor, self.predictor.bias)
         nn.init.zeros_(bias)
         nn.init.constant_(bias[:1], math.log((1 - prior) / prior))
@@ -81,7 +96,7 @@ class ContourHead(nn.Module):
     Args:
         in_feature: name of the feature map.
         readout: from a state to logits.
-        focal_gamma: see `focal_loss`.
+        focal_gamma, focal_detached: see `focal_loss`.
         loss_weight: factor of the loss.
         ignore_value: label of pixels that don't count.
     """
@@ -92,6 +107,7 @@ class ContourHead(nn.Module):
         in_feature: str,
         readout: ContourReadout,
         focal_gamma: float,
+        focal_detached: bool,
         loss_weight: float,
         ignore_value: int,
     ) -> None:
@@ -99,14 +115,20 @@ class ContourHead(nn.Module):
         self.in_feature = in_feature
         self.readout = readout
         self.focal_gamma = focal_gamma
+        self.focal_detached = focal_detached
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
 
     def loss(self, logits: Tensor, targets: Tensor | None) -> Tensor:
         """The weighted focal loss, 0-dimensional, of logits `(N, K, H, W)` for `(N, H, W)`."""
         assert targets is not None, "training needs targets"
-        gamma, ignored = self.focal_gamma, self.ignore_value
-        return self.loss_weight * focal_loss(logits, targets, gamma=gamma, ignore_value=ignored)
+        return self.loss_weight * focal_loss(
+            logits,
+            targets,
+            gamma=self.focal_gamma,
+            ignore_value=self.ignore_value,
+            detached=self.focal_detached,
+        )
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -117,7 +139,7 @@ class RecurrentSemSegHead(ContourHead):
         in_feature: name of the feature map, the circuit's drive.
         recurrence: the circuit with its learning algorithm.
         readout: from a state to logits; of a state of several tensors the first is read out.
-        focal_gamma: see `focal_loss`.
+        focal_gamma, focal_detached: see `focal_loss`.
         loss_weight: factor of `loss_sem_seg` and `loss_early`.
         chunk_samples: compute at most this many images at a time; `None` for all at once.
         every_step: `loss_sem_seg` is the mean over all recorded steps.
@@ -135,6 +157,7 @@ class RecurrentSemSegHead(ContourHead):
         recurrence: Recurrence,
         readout: ContourReadout,
         focal_gamma: float = 2.0,
+        focal_detached: bool = False,
         loss_weight: float = 1.0,
         chunk_samples: int | None = None,
         every_step: bool = False,
@@ -147,6 +170,7 @@ class RecurrentSemSegHead(ContourHead):
             in_feature=in_feature,
             readout=readout,
             focal_gamma=focal_gamma,
+            focal_detached=focal_detached,
             loss_weight=loss_weight,
             ignore_value=ignore_value,
         )
@@ -217,7 +241,7 @@ class FeedForwardSemSegHead(ContourHead):
         kernel_size: of all layers, odd.
         layers: how many.
         norm, norm_eps: of each layer; see `crbp_d2.modeling.build.output_norm`.
-        readout, focal_gamma, loss_weight, ignore_value: see `RecurrentSemSegHead`.
+        readout, focal_gamma, focal_detached, loss_weight, ignore_value: see `RecurrentSemSegHead`.
     """
 
     @configurable
@@ -232,6 +256,7 @@ class FeedForwardSemSegHead(ContourHead):
         readout: ContourReadout,
         norm_eps: float = 0.0,
         focal_gamma: float = 2.0,
+        focal_detached: bool = False,
         loss_weight: float = 1.0,
         ignore_value: int = 255,
     ) -> None:
@@ -239,6 +264,7 @@ class FeedForwardSemSegHead(ContourHead):
             in_feature=in_feature,
             readout=readout,
             focal_gamma=focal_gamma,
+            focal_detached=focal_detached,
             loss_weight=loss_weight,
             ignore_value=ignore_value,
         )
@@ -303,8 +329,10 @@ def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[s
             norm=head.OUTPUT_NORM,
             prior=head.PRIOR,
             norm_eps=head.OUTPUT_NORM_EPS,
+            std=head.READOUT_STD,
         ),
         "focal_gamma": head.FOCAL_GAMMA,
+        "focal_detached": head.FOCAL_DETACHED,
         "loss_weight": head.LOSS_WEIGHT,
         "ignore_value": head.IGNORE_VALUE,
     }

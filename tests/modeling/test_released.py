@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.core import ConfigurationError, LipschitzCoefficientPenalty, Neumann, Unroll
 from crbp_d2.data import build_test_loader
 from crbp_d2.data.pathfinder import PathfinderImages, PathfinderMapper
 from crbp_d2.modeling.build import output_norm, recurrence
+from crbp_d2.modeling.sem_seg_head import focal_loss
 
 BPTT = ("CRBP.ALGORITHM", "bptt+lcp", "CRBP.SOLVER.STEPS", 6)
 
@@ -94,3 +96,54 @@ def test_the_eps_of_a_readouts_norm_is_set_for_every_kind(kind):
         assert norm.eps == 1e-3 and usual.eps == (1e-6 if kind == "LN" else 1e-5)
     with pytest.raises(ConfigurationError, match="OUTPUT_NORM_EPS must be at least 0"):
         output_norm(kind, 4, eps=-1.0)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_a_detached_focal_factor_leaves_the_value_and_weighs_the_cross_entropy(gamma):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(3, (2, 4, 5))
+    targets[0, 0] = 255
+    options = {"gamma": gamma, "ignore_value": 255}
+    whole, detached = (
+        focal_loss(logits, targets, **options, detached=detached) for detached in (False, True)
+    )
+    assert torch.equal(whole, detached)
+    (found,) = torch.autograd.grad(detached, logits)
+    # -(1 - p)^gamma log p with a constant factor: its gradient is (1 - p)^gamma (softmax - truth).
+    odds = logits.detach().softmax(dim=1)
+    truth = torch.nn.functional.one_hot(targets % 255, 3).permute(0, 3, 1, 2)
+    factor = (1 - (odds * truth).sum(dim=1)) ** gamma * (targets != 255)
+    expected = factor[:, None] * (odds - truth) / (targets != 255).sum()
+    torch.testing.assert_close(found, expected)
+    (full,) = torch.autograd.grad(whole, logits)
+    ratio = full.norm() / found.norm()
+    assert 1 < ratio < 1 + gamma
+
+
+def test_the_released_readout_starts_undecided_and_wide(load_config):
+    keys = (
+        *("MODEL.SEM_SEG_HEAD.PRIOR", 0.5, "MODEL.SEM_SEG_HEAD.READOUT_STD", 0.31),
+        *("MODEL.SEM_SEG_HEAD.FOCAL_DETACHED", True, "CRBP.CELL.CHANNELS", 256),
+        *("CRBP.CELL.KERNEL_SIZE", 1),
+    )
+    head = tiny_model(load_config, *keys).sem_seg_head
+    assert not head.readout.predictor.bias.any() and head.focal_detached
+    assert float(head.readout.predictor.weight.detach().std()) == pytest.approx(0.31, rel=0.1)
+    with pytest.raises(ConfigurationError, match=r"READOUT_STD must be at least 0, got -1.0"):
+        tiny_model(load_config, "MODEL.SEM_SEG_HEAD.READOUT_STD", -1.0)
+
+
+@pytest.mark.parametrize("config", ["pathfinder_crbp.yaml", "pathfinder_feedforward.yaml"])
+def test_both_heads_take_the_detached_factor(config, load_config):
+    found = []
+    for detached in (False, True):
+        keys = ("MODEL.SEM_SEG_HEAD.FOCAL_DETACHED", detached)
+        model = tiny_model(load_config, *keys, config=f"quick/{config}").train()
+        torch.manual_seed(0)
+        with EventStorage():
+            loss = model(records(2))["loss_sem_seg"]
+        bias = model.sem_seg_head.readout.predictor.bias
+        found.append((loss.detach(), *torch.autograd.grad(loss, bias)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1].norm() > 1.01 * found[1][1].norm()
