@@ -134,6 +134,17 @@ def add_crbp_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.LAYERS = 6
     # GaborStem: size of the filters, odd.
     cfg.MODEL.BACKBONE.KERNEL_SIZE = 7
+    # GaborStem: what the filters start as: gabor, random, or the path of a file .npy with an array
+    # (CRBP.CELL.CHANNELS, channels of the image, KERNEL_SIZE, KERNEL_SIZE), as the released code
+    # has one. Weights of MODEL.WEIGHTS and of checkpoints take their place.
+    cfg.MODEL.BACKBONE.FILTERS = "gabor"
+    # GaborStem: start of the biases: zero, uniform as PyTorch's (released: 1/7 at most, at a size
+    # of 7), or none for no biases.
+    cfg.MODEL.BACKBONE.BIAS = "zero"
+    # GaborStem: norm of the responses, of the same names as OUTPUT_NORM; "" for none.
+    cfg.MODEL.BACKBONE.NORM = ""
+    # GaborStem: square the responses.
+    cfg.MODEL.BACKBONE.SQUARED = True
     timm = cfg.MODEL.TIMM = CfgNode()
     # build_timm_backbone and build_timm_fpn_backbone: the model, any of timm.list_models() that
     # gives feature maps of images of any size. MODEL.BACKBONE.FREEZE_AT freezes its stages.
