@@ -114,6 +114,24 @@ def test_initial_values_of_the_mask_head_cell():
         assert float(kernel.weight.std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.02)
 
 
+def test_a_conv_lstm_starts_orthogonal_or_uniform():
+    torch.manual_seed(0)
+    usual = ConvLSTMCell(channels=4, kernel_size=3, forget_bias=0.5)
+    rows = usual.from_state.weight.detach().flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(16), atol=1e-5, rtol=0)
+    assert usual.from_drive.bias.tolist() == [0.0] * 4 + [0.5] * 4 + [0.0] * 8
+    cell = ConvLSTMCell(channels=16, kernel_size=5, start="uniform")
+    limit = 1 / (16 * 25) ** 0.5
+    for started in (cell.from_drive.weight, cell.from_state.weight, cell.from_drive.bias):
+        started = started.detach()
+        assert 0.9 * limit < float(started.abs().max()) <= limit
+        # The forget gate's biases are as the others'.
+        assert abs(float(started.mean())) < 0.2 * limit
+        assert float(started.std()) == pytest.approx(limit / 3**0.5, rel=0.2)
+    with pytest.raises(ConfigurationError, match="start is 'normal'; choose from orthogonal, unif"):
+        ConvLSTMCell(channels=4, start="normal")
+
+
 @pytest.mark.parametrize("build", [MaskHGRUCell, HGRUCell])
 def test_gate_biases_are_chrono_or_as_released(build):
     torch.manual_seed(0)
