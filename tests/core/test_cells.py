@@ -15,9 +15,12 @@ def parameters(module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_the_mask_head_cell_follows_its_equations():
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("gate_kernel_size", [3, 5])
+def test_the_mask_head_cell_follows_its_equations(gate_kernel_size, groups):
     torch.manual_seed(0)
-    cell = MaskHGRUCell(channels=8, norm="GN").double()
+    options = {"gate_kernel_size": gate_kernel_size, "norm_groups": groups}
+    cell = MaskHGRUCell(channels=8, norm="GN", **options).double()
     for p in cell.parameters():
         torch.nn.init.normal_(p, std=0.3)
     z, h = torch.rand(2, 2, 8, 5, 5, dtype=torch.float64)
@@ -28,7 +31,7 @@ def test_the_mask_head_cell_follows_its_equations():
         return F.conv2d(value, kernel, bias, padding=kernel.shape[-1] // 2)
 
     def group_norm(name, value):
-        return F.group_norm(value, 8, w[f"{name}.weight"], w[f"{name}.bias"])
+        return F.group_norm(value, groups, w[f"{name}.weight"], w[f"{name}.bias"])
 
     gate = "suppression_gate"
     overall = F.softplus(conv(f"{gate}.global_in", h, w[f"{gate}.global_in.bias"]))
@@ -97,6 +100,8 @@ def test_conv_lstm_equals_an_lstm_cell_at_one_pixel():
 def test_parameter_counts():
     # 1,576,768 with the output norm of the head (512): the published model's difference.
     assert parameters(MaskHGRUCell(channels=256)) == 1_576_768 - 512
+    # Released, with GALA's kernel following the circuit's.
+    assert parameters(MaskHGRUCell(channels=256, kernel_size=5, gate_kernel_size=5)) == 4_199_744
     channels, size = 25, 15
     expected = 2 * channels**2 * size**2 + 2 * (channels**2 + channels) + 4 * channels
     assert parameters(HGRUCell(channels=channels, kernel_size=size, norm="")) == expected
@@ -112,6 +117,18 @@ def test_initial_values_of_the_mask_head_cell():
     for kernel in (cell.suppression, cell.facilitation, cell.recurrent_gate.convolution):
         fan_in = kernel.weight[0].numel()
         assert float(kernel.weight.std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.02)
+
+
+def test_the_first_bias_of_gala_starts_at_zero_or_uniform():
+    for uniform in (False, True):
+        torch.manual_seed(0)
+        gate = MaskHGRUCell(channels=256, gate_uniform_bias=uniform).suppression_gate
+        first = gate.global_in.bias.detach()
+        assert not gate.local_in.bias.any()
+        if not uniform:
+            assert not first.any()
+    assert 0.9 / 16 < float(first.abs().max()) <= 1 / 16
+    assert float(first.std()) == pytest.approx(1 / 16 / 3**0.5, rel=0.2)
 
 
 def test_a_conv_lstm_starts_orthogonal_or_uniform():
@@ -230,6 +247,8 @@ def test_group_norm_takes_what_divides_the_channels():
         ({"norm": "SyncBN"}, "'BN', 'GN', 'IN'"),
         ({"gate_bias": "open"}, "chrono, released, zero"),
         ({"gate": "global"}, "gala, pointwise"),
+        ({"gate_kernel_size": 2}, "gate_kernel_size must be a positive odd"),
+        ({"norm_groups": 0}, "norm_groups must be an integer of at least 1"),
         ({"activation_name": "gelu"}, "softplus"),
         ({"channels": 2}, "at least 4"),
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.utils.events import EventStorage
 
 from crbp_d2.analysis.batches import scoring_batches
@@ -147,3 +149,13 @@ def test_both_heads_take_the_detached_factor(config, load_config):
         found.append((loss.detach(), *torch.autograd.grad(loss, bias)))
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][1].norm() > 1.01 * found[1][1].norm()
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_mask_heads_have_the_released_numbers_of_parameters(size, load_config):
+    keys = ("CRBP.CELL.KERNEL_SIZE", size, "CRBP.CELL.GATE_KERNEL_SIZE", size)
+    cfg = load_config("R50_FPN_crbp_1x.yaml", *keys)
+    head = build_mask_head(cfg, ShapeSpec(channels=256, height=14, width=14))
+    assert trainable(head.recurrence.cell) == {3: 1_576_256, 5: 4_199_744}[size]
+    if size == 3:
+        assert trainable(head) == 1_859_728
