@@ -132,6 +132,10 @@ def add_crbp_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.READOUT_STD = 0.01
     # FeedForwardSemSegHead, the recurrent head's rival: layers.
     cfg.MODEL.SEM_SEG_HEAD.LAYERS = 6
+    # FeedForwardSemSegHead: norm of its layers; None for that of OUTPUT_NORM.
+    cfg.MODEL.SEM_SEG_HEAD.LAYER_NORM = None
+    # FeedForwardSemSegHead: biases of its layers also beside a norm.
+    cfg.MODEL.SEM_SEG_HEAD.LAYER_BIAS = False
     # GaborStem: size of the filters, odd.
     cfg.MODEL.BACKBONE.KERNEL_SIZE = 7
     # GaborStem: what the filters start as: gabor, random, or the path of a file .npy with an array

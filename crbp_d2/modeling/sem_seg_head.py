@@ -241,6 +241,7 @@ class FeedForwardSemSegHead(ContourHead):
         kernel_size: of all layers, odd.
         layers: how many.
         norm, norm_eps: of each layer; see `crbp_d2.modeling.build.output_norm`.
+        bias: give the layers biases beside their norms, too.
         readout, focal_gamma, focal_detached, loss_weight, ignore_value: see `RecurrentSemSegHead`.
     """
 
@@ -255,6 +256,7 @@ class FeedForwardSemSegHead(ContourHead):
         norm: str,
         readout: ContourReadout,
         norm_eps: float = 0.0,
+        bias: bool = False,
         focal_gamma: float = 2.0,
         focal_detached: bool = False,
         loss_weight: float = 1.0,
@@ -277,7 +279,7 @@ class FeedForwardSemSegHead(ContourHead):
                     channels,
                     kernel_size,
                     padding=kernel_size // 2,
-                    bias=not norm,
+                    bias=bias or not norm,
                     norm=build.output_norm(norm, channels, eps=norm_eps),
                     activation=F.relu,
                 )
@@ -289,13 +291,15 @@ class FeedForwardSemSegHead(ContourHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        head = cfg.MODEL.SEM_SEG_HEAD
         return {
             **_common_arguments(cfg, input_shape),
             "channels": cfg.CRBP.CELL.CHANNELS,
             "kernel_size": cfg.CRBP.CELL.KERNEL_SIZE,
-            "layers": cfg.MODEL.SEM_SEG_HEAD.LAYERS,
-            "norm": cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM,
-            "norm_eps": cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM_EPS,
+            "layers": head.LAYERS,
+            "norm": head.OUTPUT_NORM if head.LAYER_NORM is None else head.LAYER_NORM,
+            "norm_eps": head.OUTPUT_NORM_EPS,
+            "bias": head.LAYER_BIAS,
         }
 
     def forward(

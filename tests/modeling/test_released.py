@@ -28,6 +28,12 @@ def test_the_papers_conv_lstm_is_trained_through_blocks(overrides, adjoint, load
     assert found.penalties == (LipschitzCoefficientPenalty(blocks="diagonal"),)
 
 
+RIVAL = (
+    *("MODEL.BACKBONE.FILTERS", "random", "MODEL.BACKBONE.BIAS", "none"),
+    *("MODEL.BACKBONE.NORM", "BN", "MODEL.BACKBONE.SQUARED", False),
+    *("MODEL.SEM_SEG_HEAD.LAYER_NORM", "BN", "MODEL.SEM_SEG_HEAD.LAYER_BIAS", True),
+    *("MODEL.SEM_SEG_HEAD.OUTPUT_NORM", ""),
+)
 HGRU = ("CRBP.CELL.OWN_GAMMA", True, "CRBP.CELL.NORM", "BN")
 
 
@@ -42,6 +48,8 @@ def trainable(model: torch.nn.Module) -> int:
         # published equations.
         ("hgru_14.yaml", HGRU, 284_227 - 100),
         ("conv_lstm_14.yaml", (), 1_126_452),
+        ("feedforward_14.yaml", (), 845_402),
+        ("feedforward_14.yaml", RIVAL, 845_527),
     ],
 )
 def test_contour_models_have_the_released_numbers_of_parameters(
@@ -159,3 +167,18 @@ def test_mask_heads_have_the_released_numbers_of_parameters(size, load_config):
     assert trainable(head.recurrence.cell) == {3: 1_576_256, 5: 4_199_744}[size]
     if size == 3:
         assert trainable(head) == 1_859_728
+
+
+def test_the_released_rival_has_norms_and_biases_in_its_layers_alone(load_config):
+    model = tiny_model(load_config, *RIVAL, config="quick/pathfinder_feedforward.yaml")
+    head = model.sem_seg_head
+    assert all(isinstance(layer.norm, torch.nn.BatchNorm2d) for layer in head.layers)
+    assert all(layer.bias is not None for layer in head.layers)
+    assert not list(head.readout.norm.parameters())
+    with EventStorage():
+        model.train()(records(2))["loss_sem_seg"].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    # Without the keys, the layers have the readout's norm, and no biases beside it.
+    usual = tiny_model(load_config, config="quick/pathfinder_feedforward.yaml").sem_seg_head
+    assert all(layer.bias is None for layer in usual.layers)
+    assert {type(layer.norm) for layer in usual.layers} == {type(usual.readout.norm)}
