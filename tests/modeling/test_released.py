@@ -182,3 +182,30 @@ def test_the_released_rival_has_norms_and_biases_in_its_layers_alone(load_config
     usual = tiny_model(load_config, config="quick/pathfinder_feedforward.yaml").sem_seg_head
     assert all(layer.bias is None for layer in usual.layers)
     assert {type(layer.norm) for layer in usual.layers} == {type(usual.readout.norm)}
+
+
+ALL_OF_IT = (
+    *HGRU,
+    *BATCH_STATISTICS,
+    *("CRBP.CELL.NORM_SCALE", 0.1, "CRBP.CELL.RECTIFY_STATE", True),
+    *("CRBP.CELL.GATE_BIAS", "released", "CRBP.CELL.CHRONO_STEPS", 8),
+    *("MODEL.SEM_SEG_HEAD.PRIOR", 0.5, "MODEL.SEM_SEG_HEAD.READOUT_STD", 0.31),
+    *("MODEL.SEM_SEG_HEAD.FOCAL_DETACHED", True, "MODEL.BACKBONE.BIAS", "uniform"),
+)
+SERIES = ("CRBP.ADJOINT.STOPPING", "released", "CRBP.ADJOINT.NORM_CAP", 1.0)
+
+
+@pytest.mark.parametrize("algorithm", [SERIES, ("CRBP.ALGORITHM", "bptt")])
+def test_a_model_with_every_released_option_learns(algorithm, load_config):
+    model = tiny_model(load_config, *ALL_OF_IT, *algorithm).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(8):
+        with EventStorage():
+            total = sum(model(records(3)).values())
+        optimizer.zero_grad()
+        total.backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+        optimizer.step()
+        losses.append(float(total.detach()))
+    assert losses[-1] < 0.9 * losses[0]
