@@ -194,7 +194,8 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # and, in training, to TensorBoard.
     cfg.TEST.PICTURES = 8
     # Pathfinder: images of a batch in evaluation, which matters to time, memory, and to norms by
-    # statistics of the batch (BatchBN). 0 for 1 in training, 16 in tools/analyze.py.
+    # statistics of the batch (BatchBN). 0 for 1 in training, 16 in tools/analyze.py. What is drawn
+    # comes one by one.
     cfg.TEST.IMS_PER_BATCH = 0
     # Keep the model of the best evaluation as model_best.pth, by the name of a score, higher being
     # better: panoptic_seg/PQ, segm/AP, segm/AP-dog for a class dog. With several test sets the name

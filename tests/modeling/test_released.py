@@ -13,6 +13,7 @@ from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.core import ConfigurationError, LipschitzCoefficientPenalty, Neumann, Unroll
 from crbp_d2.data import build_test_loader
 from crbp_d2.data.pathfinder import PathfinderImages, PathfinderMapper
+from crbp_d2.evaluation.pictures import write_pictures
 from crbp_d2.modeling.build import output_norm, recurrence
 from crbp_d2.modeling.sem_seg_head import focal_loss
 
@@ -97,6 +98,13 @@ def test_test_images_come_in_batches_of_the_key(given, training, tool, load_conf
     assert build_test_loader(cfg, name, num_workers=0).batch_sampler.batch_size == training
     assert scoring_batches(cfg, name, num_workers=0).batch_sampler.batch_size == tool
     assert scoring_batches(cfg, name, 3, num_workers=0).batch_sampler.batch_size == 3
+
+
+def test_pictures_are_drawn_one_by_one_whatever_the_batches(load_config, tmp_path):
+    keys = ("TEST.IMS_PER_BATCH", 4, "TEST.PICTURES", 3)
+    cfg = load_config("quick/pathfinder_crbp.yaml", *keys)
+    model = tiny_model(load_config, *BATCH_STATISTICS)
+    assert len(write_pictures(cfg, model, "pathfinder_tiny_val", tmp_path)) == 3
 
 
 @pytest.mark.parametrize("kind", ["BN", "GN", "IN", "LN", "SyncBN", "FrozenBN", "BatchBN", ""])
