@@ -59,6 +59,11 @@ CONTENDERS = (
     Contender("jfb", "jfb"),
     Contender("rbp, 15 terms", "rbp", {"adjoint": NEUMANN}),
     Contender("rbp, 15 terms, norm cap 1", "rbp", {"adjoint": NEUMANN | {"norm_cap": 1.0}}),
+    Contender(
+        "rbp, 15 terms, stopped as released",
+        "rbp",
+        {"adjoint": NEUMANN | {"norm_cap": 1.0, "stopping": "released"}},
+    ),
     Contender("crbp, 15 terms", "crbp", {"adjoint": NEUMANN}),
     Contender("rbp, 15 terms, bf16", "rbp", LOWERED | {"adjoint": NEUMANN | {"precision": "bf16"}}),
     Contender("rbp, Anderson adjoint 20/7", "rbp", {"adjoint": anderson(7)}),

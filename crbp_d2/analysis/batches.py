@@ -20,12 +20,13 @@ def scoring_batches(cfg: CfgNode, name: str, size: int | None = None, **options:
     Photographs come one by one, as in training's own evaluation: a batch pads its images to the
     size of the largest, and what a model finds beside the padding is not what it finds without. The
     images of a Pathfinder data set are of one size, so that nothing is padded, and scores are the
-    same for batches of any size.
+    same for batches of any size, but of a model with `BatchBN`.
 
     Args:
         cfg: of the model.
         name: of a registered data set.
-        size: images of a batch; None takes `CONTOUR_BATCH`, or 1 for photographs.
+        size: images of a batch; None takes `TEST.IMS_PER_BATCH` or, where that is 0,
+            `CONTOUR_BATCH`; for photographs 1.
         options: for `crbp_d2.data.build_test_loader`.
 
     Returns:
@@ -37,7 +38,8 @@ def scoring_batches(cfg: CfgNode, name: str, size: int | None = None, **options:
     if size is not None and size < 1:
         raise ConfigurationError(f"--batch-size must be at least 1, got {size}")
     if is_pathfinder(name):
-        return build_test_loader(cfg, name, batch_size=size or CONTOUR_BATCH, **options)
+        size = size or cfg.TEST.IMS_PER_BATCH or CONTOUR_BATCH
+        return build_test_loader(cfg, name, batch_size=size, **options)
     if size not in (None, 1):
         raise ConfigurationError(
             f"--batch-size {size}: only images of a Pathfinder data set come in batches; those of "

@@ -25,7 +25,10 @@ from crbp_d2.data.storage import replacing, write_json, write_whole
 from crbp_d2.zoo import CARD, CONFIG, WEIGHTS, Card
 
 # They name files of the machine of the training.
-_PATHS = ("OUTPUT_DIR", "DATASETS.FILE", "MODEL.WEIGHTS", "MODEL.TIMM.WEIGHTS")
+_PATHS = (
+    *("OUTPUT_DIR", "DATASETS.FILE", "MODEL.WEIGHTS", "MODEL.TIMM.WEIGHTS"),
+    "MODEL.BACKBONE.FILTERS",
+)
 DIGITS = 4
 """Of the scores on a card."""
 

@@ -114,18 +114,41 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # RecurrentMaskHead: 3x3 convolutions with rectification before the circuit, of its width, with
     # the norm MODEL.ROI_MASK_HEAD.NORM. 0 for none, as published.
     cfg.MODEL.ROI_MASK_HEAD.ENTRY_CONVS = 0
-    # Norm of the last state before the readout: GN, IN, BN, SyncBN, FrozenBN, LN or "".
+    # Norm of the last state before the readout: GN, IN, BN, BatchBN (BN by statistics of the batch
+    # in evaluation, too), SyncBN, FrozenBN, LN or "".
     cfg.MODEL.ROI_MASK_HEAD.OUTPUT_NORM = "GN"
     # The same of contour models, and of the layers of the one without recurrence.
     cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM = "BN"
+    # What these norms add to the variance (released: 0.001); 0.0 for their own, 1e-5 of most.
+    cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM_EPS = 0.0
     # Contour models: focusing of the focal loss (gamma); 0.0 is the cross entropy.
     cfg.MODEL.SEM_SEG_HEAD.FOCAL_GAMMA = 2.0
+    # Contour models: no gradient through the factor (1 - p)^gamma, as in the released code. The
+    # loss is the same, its gradients are smaller, up to 3 times with a gamma of 2.
+    cfg.MODEL.SEM_SEG_HEAD.FOCAL_DETACHED = False
     # Contour models: probability that an untrained model gives to a contour, in (0, 1).
     cfg.MODEL.SEM_SEG_HEAD.PRIOR = 0.01
+    # Contour models: standard deviation of the readout's weights before training (released: 0.31).
+    cfg.MODEL.SEM_SEG_HEAD.READOUT_STD = 0.01
     # FeedForwardSemSegHead, the recurrent head's rival: layers.
     cfg.MODEL.SEM_SEG_HEAD.LAYERS = 6
+    # FeedForwardSemSegHead: norm of its layers; None for that of OUTPUT_NORM.
+    cfg.MODEL.SEM_SEG_HEAD.LAYER_NORM = None
+    # FeedForwardSemSegHead: biases of its layers also beside a norm.
+    cfg.MODEL.SEM_SEG_HEAD.LAYER_BIAS = False
     # GaborStem: size of the filters, odd.
     cfg.MODEL.BACKBONE.KERNEL_SIZE = 7
+    # GaborStem: what the filters start as: gabor, random, or the path of a file .npy with an array
+    # (CRBP.CELL.CHANNELS, channels of the image, KERNEL_SIZE, KERNEL_SIZE), as the released code
+    # has one. Weights of MODEL.WEIGHTS and of checkpoints take their place.
+    cfg.MODEL.BACKBONE.FILTERS = "gabor"
+    # GaborStem: start of the biases: zero, uniform as PyTorch's (released: 1/7 at most, at a size
+    # of 7), or none for no biases.
+    cfg.MODEL.BACKBONE.BIAS = "zero"
+    # GaborStem: norm of the responses, of the same names as OUTPUT_NORM; "" for none.
+    cfg.MODEL.BACKBONE.NORM = ""
+    # GaborStem: square the responses.
+    cfg.MODEL.BACKBONE.SQUARED = True
     timm = cfg.MODEL.TIMM = CfgNode()
     # build_timm_backbone and build_timm_fpn_backbone: the model, any of timm.list_models() that
     # gives feature maps of images of any size. MODEL.BACKBONE.FREEZE_AT freezes its stages.
@@ -171,6 +194,10 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # Prediction pictures to draw from the first test set after every evaluation: to predictions/
     # and, in training, to TensorBoard.
     cfg.TEST.PICTURES = 8
+    # Pathfinder: images of a batch in evaluation, which matters to time, memory, and to norms by
+    # statistics of the batch (BatchBN). 0 for 1 in training, 16 in tools/analyze.py. What is drawn
+    # comes one by one.
+    cfg.TEST.IMS_PER_BATCH = 0
     # Keep the model of the best evaluation as model_best.pth, by the name of a score, higher being
     # better: panoptic_seg/PQ, segm/AP, segm/AP-dog for a class dog. With several test sets the name
     # of one comes first: street_val/segm/AP. "" for none. TEST.EVAL_PERIOD says when to evaluate.

@@ -114,13 +114,16 @@ def build_train_loader(cfg: CfgNode) -> Any:
 
 
 def build_test_loader(cfg: CfgNode, name: str, **options: Any) -> DataLoader[Any]:
-    """Detectron2's test loader, with the mapper that belongs to a data set.
+    """Detectron2's test loader, with the mapper that belongs to a data set; of Pathfinder images in
+    batches of `TEST.IMS_PER_BATCH`.
 
     Args:
         options: for `build_detection_test_loader`.
     """
     mapper = PathfinderMapper if is_pathfinder(name) else PanopticMapper
     options.setdefault("mapper", mapper(cfg, is_train=False))
+    if is_pathfinder(name) and cfg.TEST.IMS_PER_BATCH:
+        options.setdefault("batch_size", cfg.TEST.IMS_PER_BATCH)
     loader: DataLoader[Any] = build_detection_test_loader(cfg, name, **options)
     return loader
 

@@ -122,6 +122,7 @@ FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: not value or (_are_numbers(value) and max(map(abs, value)) <= 360),
         "must be angles from -360 to 360, or () for none",
     ),
+    "TEST.IMS_PER_BATCH": (lambda value: value >= 0, "must be a number of images, or 0"),
 }
 """What keys must be, beyond the type that Detectron2 asks for."""
 
@@ -353,11 +354,16 @@ def require_trainable(cfg: CfgNode, device: torch.device, processes: int) -> Non
 
 
 def require_norms_used_once(model: torch.nn.Module) -> None:
-    """Refuse `TEST.PRECISE_BN` of a model whose circuit has norms that it asks for.
+    """Refuse `TEST.PRECISE_BN` of a model whose circuit has norms that it asks for, or which has
+    norms without running statistics.
 
     Raises:
-        ConfigurationError: its every step would use them.
+        ConfigurationError: every step would use them, or there is nothing to compute.
     """
+    if not all(norm.track_running_stats for norm in get_bn_modules(model)):
+        raise ConfigurationError(
+            "TEST.PRECISE_BN.ENABLED is True: a norm BatchBN has no statistics; set it to False"
+        )
     circuits = [module for module in model.modules() if isinstance(module, Recurrence)]
     if any(get_bn_modules(circuit) for circuit in circuits):
         raise ConfigurationError(

@@ -36,6 +36,7 @@ from crbp_d2.data.files import absolute
 from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.storage import write_json, write_whole
 from crbp_d2.evaluation.pictures import draw_predictions
+from crbp_d2.modeling.stem import NAMED_FILTERS
 from crbp_d2.place import is_restarted, launch_by_torchrun
 from crbp_d2.weights import said
 
@@ -48,6 +49,9 @@ from .trainer import Trainer
 from .weights import load_model
 
 logger = logging.getLogger(__name__)
+
+NO_PATHS = ("timm", "package", *NAMED_FILTERS)
+"""Words that keys take in the place of a path."""
 
 EXAMPLES = """examples:
   train on one GPU (or, without any, on the CPU):
@@ -140,8 +144,7 @@ def make_paths_absolute(cfg: CfgNode) -> None:
     """Let the paths of a config no longer depend on the folder it is used from.
 
     Args:
-        cfg: changed in place. Addresses, as `detectron2://...`, and names of
-            timm's weights stay as they are.
+        cfg: changed in place. Addresses, as `detectron2://...`, and `NO_PATHS` stay as they are.
 
     Raises:
         ConfigurationError: one can't be a path, as `~` with the name of no user, or no checkpoint
@@ -151,10 +154,11 @@ def make_paths_absolute(cfg: CfgNode) -> None:
         (cfg, "OUTPUT_DIR"),
         (cfg.MODEL, "WEIGHTS"),
         (cfg.MODEL.TIMM, "WEIGHTS"),
+        (cfg.MODEL.BACKBONE, "FILTERS"),
         (cfg.DATASETS, "FILE"),
     ):
         path = node[key]
-        if path and "://" not in path and path not in ("timm", "package"):
+        if path and "://" not in path and path not in NO_PATHS:
             try:
                 node[key] = os.path.normpath(absolute(path))
             except DatasetError as error:

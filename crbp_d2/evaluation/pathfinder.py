@@ -1,4 +1,4 @@
-"""Scores of a two-class segmentation, pooled over pixels and averaged over images."""
+"""Scores of a two-class segmentation, pooled over pixels, and averaged over images or batches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from crbp_d2.core.options import integer
 from crbp_d2.data.pathfinder.images import IGNORE_LABEL
 from crbp_d2.data.pathfinder.mapper import load_sample
 
 logger = logging.getLogger(__name__)
 
+BATCH_IMAGES = 128
+"""Of the batches over which the authors' logs average."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -80,15 +83,19 @@ def count_pixels(
 class PathfinderEvaluator(DatasetEvaluator):
     """F1, balanced accuracy, precision, recall and IoU of the contour class, all in 0..1.
 
-    Each is given over the pixels of all images together, and, with the prefix `image_`, as the mean
-    over images. See `scores` for images without a positive pixel.
+    Each is given over the pixels of all images together; with the prefix `image_` as the mean over
+    images; and with the prefix `batch_` as the mean over batches, of the pixels of each together,
+    as in the authors' logs. See `scores` for images without a positive pixel.
 
     Args:
         distributed: collect the counts of all processes; the main one then has the result.
+        batch_images: of these batches, in the order of the data set whatever the model was given at
+            a time; the last may have fewer, and counts as one.
     """
 
-    def __init__(self, *, distributed: bool = True) -> None:
+    def __init__(self, *, distributed: bool = True, batch_images: int = BATCH_IMAGES) -> None:
         self._distributed = distributed
+        self._batch_images = integer("batch_images", batch_images, 1)
         self.reset()
 
     def reset(self) -> None:
@@ -136,5 +143,10 @@ class PathfinderEvaluator(DatasetEvaluator):
                 len(counts),
             )
         pooled = {name: float(value) for name, value in scores(counts.sum(axis=0)).items()}
-        means = {f"image_{name}": float(value.mean()) for name, value in scores(counts).items()}
+        batches = np.add.reduceat(counts, np.arange(0, len(counts), self._batch_images))
+        means = {
+            f"{prefix}{name}": float(value.mean())
+            for prefix, some in (("image_", counts), ("batch_", batches))
+            for name, value in scores(some).items()
+        }
         return {"pathfinder": {**pooled, **means, "images": float(len(counts))}}

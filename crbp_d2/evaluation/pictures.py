@@ -101,7 +101,7 @@ def write_pictures(
     else:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    loader = build_test_loader(cfg, dataset_name, num_workers=0)
+    loader = build_test_loader(cfg, dataset_name, num_workers=0, batch_size=1)
     was_training = model.training
     model.eval()
     written: list[Path] = []

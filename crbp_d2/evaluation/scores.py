@@ -42,8 +42,8 @@ def _of_data_set(cfg: CfgNode, data_set: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for task in tasks_of(cfg, data_set):
         if task == PATHFINDER:
-            prefixed = (f"{prefix}{name}" for prefix in ("", "image_") for name in _OF_CONTOURS)
-            found |= _named(task, prefixed)
+            prefixes = ("", "image_", "batch_")
+            found |= _named(task, (f"{one}{name}" for one in prefixes for name in _OF_CONTOURS))
         elif task == "sem_seg":
             found |= _named(
                 task, ("mIoU", "fwIoU", "mACC", "pACC"), ("IoU", "ACC"), metadata.stuff_classes

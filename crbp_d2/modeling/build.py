@@ -24,6 +24,7 @@ from crbp_d2.core import (
     parse_algorithm,
 )
 from crbp_d2.core.cells.norms import build_norm
+from crbp_d2.core.options import number
 from crbp_d2.modeling.phases import Phase, Recipe
 
 logger = logging.getLogger(__name__)
@@ -111,21 +112,32 @@ def _recipe(node: CfgNode, cell: nn.Module) -> Recipe:
         )
 
 
-def output_norm(kind: str, channels: int) -> nn.Module:
+def output_norm(kind: str, channels: int, *, eps: float = 0.0) -> nn.Module:
     """The norm between the last state and the readout.
 
     Args:
         kind: `GN` (as many groups as divide the channels, at most 32), `IN` (each sample and
-            channel over space), `""` for none, or any other of Detectron2's norms.
+            channel over space), `BatchBN` (batch norm by statistics of the batch in evaluation,
+            too), `""` for none, or any other of Detectron2's norms.
         channels: of the state.
+        eps: added to the variance; 0 for the norm's own, 1e-5 of most.
 
     Raises:
-        ConfigurationError: an unknown name.
+        ConfigurationError: an unknown name, or an impossible number.
     """
-    if kind in ("GN", "IN", ""):
+    eps = number("output_norm_eps", eps, least=0, label="OUTPUT_NORM_EPS")
+    norm = _norm_of(kind, channels)
+    if eps and kind:
+        # Most of Detectron2's take it at no other place.
+        setattr(norm, "eps", eps)  # noqa: B010  mypy takes a module's attributes for modules
+    return norm
+
+
+def _norm_of(kind: str, channels: int) -> nn.Module:
+    if kind in ("GN", "IN", "BatchBN", ""):
         return build_norm(kind, channels, scale=1.0)
     if kind not in DETECTRON2_NORMS:
-        allowed = ", ".join(map(repr, ("", "GN", "IN", *DETECTRON2_NORMS)))
+        allowed = ", ".join(map(repr, ("", "GN", "IN", "BatchBN", *DETECTRON2_NORMS)))
         raise ConfigurationError(
             f"OUTPUT_NORM: unknown norm {kind!r}; choose from {allowed}", option="output_norm"
         )

@@ -22,12 +22,15 @@ from crbp_d2.core import (
     State,
     to_parts,
 )
+from crbp_d2.core.options import number
 from crbp_d2.modeling import build
 from crbp_d2.modeling.dynamics import DynamicsLog
 from crbp_d2.modeling.phases import Phase, Phases, Recipe
 
 
-def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float, ignore_value: int) -> Tensor:
+def focal_loss(
+    logits: Tensor, targets: Tensor, *, gamma: float, ignore_value: int, detached: bool = False
+) -> Tensor:
     """Mean over labelled pixels of `-(1 - p)^gamma log p`, `p` the probability of the true class
     (Lin et al. 2017, without class weights).
 
@@ -36,13 +39,16 @@ def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float, ignore_value: i
         targets: `(N, H, W)` classes, or `ignore_value` for pixels that don't count.
         gamma: focusing, at least 0.
         ignore_value: label of unlabelled pixels.
+        detached: take `(1 - p)^gamma` for a constant weight, as the released code does: the value
+            is the same, the gradient 1 to 3 times smaller with a gamma of 2.
 
     Returns:
         0-dimensional, at least 0; 0 without a labelled pixel.
     """
     surprise = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="none")
     labelled = (targets != ignore_value).sum().clamp(min=1)
-    return ((1 - torch.exp(-surprise)) ** gamma * surprise).sum() / labelled
+    weight = (1 - torch.exp(-surprise)) ** gamma
+    return ((weight.detach() if detached else weight) * surprise).sum() / labelled
 
 
 class ContourReadout(nn.Module):
@@ -53,15 +59,27 @@ class ContourReadout(nn.Module):
         num_classes: `K`; class 0 is the background.
         norm: see `crbp_d2.modeling.build.output_norm`.
         prior: probability of the classes other than the background before training.
+        norm_eps: see `crbp_d2.modeling.build.output_norm`.
+        std: standard deviation of the weights before training, at least 0.
     """
 
-    def __init__(self, *, channels: int, num_classes: int, norm: str, prior: float) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        num_classes: int,
+        norm: str,
+        prior: float,
+        norm_eps: float = 0.0,
+        std: float = 0.01,
+    ) -> None:
         super().__init__()
         if not 0 < prior < 1:
             raise ConfigurationError(f"MODEL.SEM_SEG_HEAD.PRIOR must lie in (0, 1), got {prior}")
-        self.norm = build.output_norm(norm, channels)
+        std = number("readout_std", std, least=0, label="MODEL.SEM_SEG_HEAD.READOUT_STD")
+        self.norm = build.output_norm(norm, channels, eps=norm_eps)
         self.predictor = Conv2d(channels, num_classes, kernel_size=1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.normal_(self.predictor.weight, std=std)
         bias = cast(Tensor, self.predictor.bias)
         nn.init.zeros_(bias)
         nn.init.constant_(bias[:1], math.log((1 - prior) / prior))
@@ -78,7 +96,7 @@ class ContourHead(nn.Module):
     Args:
         in_feature: name of the feature map.
         readout: from a state to logits.
-        focal_gamma: see `focal_loss`.
+        focal_gamma, focal_detached: see `focal_loss`.
         loss_weight: factor of the loss.
         ignore_value: label of pixels that don't count.
     """
@@ -89,6 +107,7 @@ class ContourHead(nn.Module):
         in_feature: str,
         readout: ContourReadout,
         focal_gamma: float,
+        focal_detached: bool,
         loss_weight: float,
         ignore_value: int,
     ) -> None:
@@ -96,14 +115,20 @@ class ContourHead(nn.Module):
         self.in_feature = in_feature
         self.readout = readout
         self.focal_gamma = focal_gamma
+        self.focal_detached = focal_detached
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
 
     def loss(self, logits: Tensor, targets: Tensor | None) -> Tensor:
         """The weighted focal loss, 0-dimensional, of logits `(N, K, H, W)` for `(N, H, W)`."""
         assert targets is not None, "training needs targets"
-        gamma, ignored = self.focal_gamma, self.ignore_value
-        return self.loss_weight * focal_loss(logits, targets, gamma=gamma, ignore_value=ignored)
+        return self.loss_weight * focal_loss(
+            logits,
+            targets,
+            gamma=self.focal_gamma,
+            ignore_value=self.ignore_value,
+            detached=self.focal_detached,
+        )
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -114,7 +139,7 @@ class RecurrentSemSegHead(ContourHead):
         in_feature: name of the feature map, the circuit's drive.
         recurrence: the circuit with its learning algorithm.
         readout: from a state to logits; of a state of several tensors the first is read out.
-        focal_gamma: see `focal_loss`.
+        focal_gamma, focal_detached: see `focal_loss`.
         loss_weight: factor of `loss_sem_seg` and `loss_early`.
         chunk_samples: compute at most this many images at a time; `None` for all at once.
         every_step: `loss_sem_seg` is the mean over all recorded steps.
@@ -132,6 +157,7 @@ class RecurrentSemSegHead(ContourHead):
         recurrence: Recurrence,
         readout: ContourReadout,
         focal_gamma: float = 2.0,
+        focal_detached: bool = False,
         loss_weight: float = 1.0,
         chunk_samples: int | None = None,
         every_step: bool = False,
@@ -144,6 +170,7 @@ class RecurrentSemSegHead(ContourHead):
             in_feature=in_feature,
             readout=readout,
             focal_gamma=focal_gamma,
+            focal_detached=focal_detached,
             loss_weight=loss_weight,
             ignore_value=ignore_value,
         )
@@ -213,8 +240,9 @@ class FeedForwardSemSegHead(ContourHead):
         channels: `C` of all layers.
         kernel_size: of all layers, odd.
         layers: how many.
-        norm: of each layer; see `crbp_d2.modeling.build.output_norm`.
-        readout, focal_gamma, loss_weight, ignore_value: see `RecurrentSemSegHead`.
+        norm, norm_eps: of each layer; see `crbp_d2.modeling.build.output_norm`.
+        bias: give the layers biases beside their norms, too.
+        readout, focal_gamma, focal_detached, loss_weight, ignore_value: see `RecurrentSemSegHead`.
     """
 
     @configurable
@@ -227,7 +255,10 @@ class FeedForwardSemSegHead(ContourHead):
         layers: int,
         norm: str,
         readout: ContourReadout,
+        norm_eps: float = 0.0,
+        bias: bool = False,
         focal_gamma: float = 2.0,
+        focal_detached: bool = False,
         loss_weight: float = 1.0,
         ignore_value: int = 255,
     ) -> None:
@@ -235,6 +266,7 @@ class FeedForwardSemSegHead(ContourHead):
             in_feature=in_feature,
             readout=readout,
             focal_gamma=focal_gamma,
+            focal_detached=focal_detached,
             loss_weight=loss_weight,
             ignore_value=ignore_value,
         )
@@ -247,8 +279,8 @@ class FeedForwardSemSegHead(ContourHead):
                     channels,
                     kernel_size,
                     padding=kernel_size // 2,
-                    bias=not norm,
-                    norm=build.output_norm(norm, channels),
+                    bias=bias or not norm,
+                    norm=build.output_norm(norm, channels, eps=norm_eps),
                     activation=F.relu,
                 )
                 for _ in range(layers)
@@ -259,12 +291,15 @@ class FeedForwardSemSegHead(ContourHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        head = cfg.MODEL.SEM_SEG_HEAD
         return {
             **_common_arguments(cfg, input_shape),
             "channels": cfg.CRBP.CELL.CHANNELS,
             "kernel_size": cfg.CRBP.CELL.KERNEL_SIZE,
-            "layers": cfg.MODEL.SEM_SEG_HEAD.LAYERS,
-            "norm": cfg.MODEL.SEM_SEG_HEAD.OUTPUT_NORM,
+            "layers": head.LAYERS,
+            "norm": head.OUTPUT_NORM if head.LAYER_NORM is None else head.LAYER_NORM,
+            "norm_eps": head.OUTPUT_NORM_EPS,
+            "bias": head.LAYER_BIAS,
         }
 
     def forward(
@@ -297,8 +332,11 @@ def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[s
             num_classes=head.NUM_CLASSES,
             norm=head.OUTPUT_NORM,
             prior=head.PRIOR,
+            norm_eps=head.OUTPUT_NORM_EPS,
+            std=head.READOUT_STD,
         ),
         "focal_gamma": head.FOCAL_GAMMA,
+        "focal_detached": head.FOCAL_DETACHED,
         "loss_weight": head.LOSS_WEIGHT,
         "ignore_value": head.IGNORE_VALUE,
     }

@@ -15,9 +15,12 @@ def parameters(module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_the_mask_head_cell_follows_its_equations():
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("gate_kernel_size", [3, 5])
+def test_the_mask_head_cell_follows_its_equations(gate_kernel_size, groups):
     torch.manual_seed(0)
-    cell = MaskHGRUCell(channels=8, norm="GN").double()
+    options = {"gate_kernel_size": gate_kernel_size, "norm_groups": groups}
+    cell = MaskHGRUCell(channels=8, norm="GN", **options).double()
     for p in cell.parameters():
         torch.nn.init.normal_(p, std=0.3)
     z, h = torch.rand(2, 2, 8, 5, 5, dtype=torch.float64)
@@ -28,7 +31,7 @@ def test_the_mask_head_cell_follows_its_equations():
         return F.conv2d(value, kernel, bias, padding=kernel.shape[-1] // 2)
 
     def group_norm(name, value):
-        return F.group_norm(value, 8, w[f"{name}.weight"], w[f"{name}.bias"])
+        return F.group_norm(value, groups, w[f"{name}.weight"], w[f"{name}.bias"])
 
     gate = "suppression_gate"
     overall = F.softplus(conv(f"{gate}.global_in", h, w[f"{gate}.global_in.bias"]))
@@ -44,10 +47,14 @@ def test_the_mask_head_cell_follows_its_equations():
     assert torch.allclose(cell(z, h), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("own_gamma", [False, True])
 @pytest.mark.parametrize("rectify_state", [False, True])
-def test_the_pathfinder_cell_follows_its_equations(rectify_state):
+def test_the_pathfinder_cell_follows_its_equations(rectify_state, own_gamma):
     torch.manual_seed(0)
-    cell = HGRUCell(channels=4, kernel_size=5, norm="", rectify_state=rectify_state).double()
+    options = {"rectify_state": rectify_state, "own_gamma": own_gamma}
+    cell = HGRUCell(channels=4, kernel_size=5, norm="", **options).double()
+    if own_gamma:
+        assert (cell.gamma == 1).all() and (cell.nu == 0.5).all()
     for p in cell.parameters():
         torch.nn.init.normal_(p, std=0.3)
     z, h = torch.rand(2, 2, 4, 6, 6, dtype=torch.float64)
@@ -60,7 +67,8 @@ def test_the_pathfinder_cell_follows_its_equations(rectify_state):
     c_s = F.conv2d(h * gate("suppression_gate", h), w["suppression.weight"], padding=2)
     s = F.softplus(z - F.softplus((w["alpha"] * h + w["mu"]) * c_s))
     c_f = F.conv2d(s, w["facilitation.weight"], padding=2)
-    candidate = F.softplus(w["nu"] * (c_f + s) + w["omega"] * (c_f * s))
+    gamma = w["gamma"] if own_gamma else w["nu"]
+    candidate = F.softplus(w["nu"] * s + gamma * c_f + w["omega"] * (c_f * s))
     g_f = gate("recurrent_gate", s)
     expected = (1 - g_f) * h + g_f * candidate
     if rectify_state:
@@ -92,6 +100,8 @@ def test_conv_lstm_equals_an_lstm_cell_at_one_pixel():
 def test_parameter_counts():
     # 1,576,768 with the output norm of the head (512): the published model's difference.
     assert parameters(MaskHGRUCell(channels=256)) == 1_576_768 - 512
+    # Released, with GALA's kernel following the circuit's.
+    assert parameters(MaskHGRUCell(channels=256, kernel_size=5, gate_kernel_size=5)) == 4_199_744
     channels, size = 25, 15
     expected = 2 * channels**2 * size**2 + 2 * (channels**2 + channels) + 4 * channels
     assert parameters(HGRUCell(channels=channels, kernel_size=size, norm="")) == expected
@@ -109,6 +119,36 @@ def test_initial_values_of_the_mask_head_cell():
         assert float(kernel.weight.std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.02)
 
 
+def test_the_first_bias_of_gala_starts_at_zero_or_uniform():
+    for uniform in (False, True):
+        torch.manual_seed(0)
+        gate = MaskHGRUCell(channels=256, gate_uniform_bias=uniform).suppression_gate
+        first = gate.global_in.bias.detach()
+        assert not gate.local_in.bias.any()
+        if not uniform:
+            assert not first.any()
+    assert 0.9 / 16 < float(first.abs().max()) <= 1 / 16
+    assert float(first.std()) == pytest.approx(1 / 16 / 3**0.5, rel=0.2)
+
+
+def test_a_conv_lstm_starts_orthogonal_or_uniform():
+    torch.manual_seed(0)
+    usual = ConvLSTMCell(channels=4, kernel_size=3, forget_bias=0.5)
+    rows = usual.from_state.weight.detach().flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(16), atol=1e-5, rtol=0)
+    assert usual.from_drive.bias.tolist() == [0.0] * 4 + [0.5] * 4 + [0.0] * 8
+    cell = ConvLSTMCell(channels=16, kernel_size=5, start="uniform")
+    limit = 1 / (16 * 25) ** 0.5
+    for started in (cell.from_drive.weight, cell.from_state.weight, cell.from_drive.bias):
+        started = started.detach()
+        assert 0.9 * limit < float(started.abs().max()) <= limit
+        # The forget gate's biases are as the others'.
+        assert abs(float(started.mean())) < 0.2 * limit
+        assert float(started.std()) == pytest.approx(limit / 3**0.5, rel=0.2)
+    with pytest.raises(ConfigurationError, match="start is 'normal'; choose from orthogonal, unif"):
+        ConvLSTMCell(channels=4, start="normal")
+
+
 @pytest.mark.parametrize("build", [MaskHGRUCell, HGRUCell])
 def test_gate_biases_are_chrono_or_as_released(build):
     torch.manual_seed(0)
@@ -124,6 +164,9 @@ def test_gate_biases_are_chrono_or_as_released(build):
     assert torch.equal(released.recurrent_gate.bias, -released.suppression_gate.bias)
     zero = build(channels=64, chrono_steps=20, gate_bias="zero")
     assert not zero.suppression_gate.bias.any() and not zero.recurrent_gate.bias.any()
+    # Of the released contour model, whatever its number of steps: U(1, 7).
+    eight = build(channels=64, chrono_steps=8, gate_bias="released").suppression_gate.bias
+    assert 1 <= float(eight.min()) < 1.5 and 6.5 < float(eight.max()) <= 7
     for steps in (1, 2):
         assert not build(channels=4, chrono_steps=steps).suppression_gate.bias.any()
 
@@ -204,6 +247,8 @@ def test_group_norm_takes_what_divides_the_channels():
         ({"norm": "SyncBN"}, "'BN', 'GN', 'IN'"),
         ({"gate_bias": "open"}, "chrono, released, zero"),
         ({"gate": "global"}, "gala, pointwise"),
+        ({"gate_kernel_size": 2}, "gate_kernel_size must be a positive odd"),
+        ({"norm_groups": 0}, "norm_groups must be an integer of at least 1"),
         ({"activation_name": "gelu"}, "softplus"),
         ({"channels": 2}, "at least 4"),
     ],

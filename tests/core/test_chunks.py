@@ -309,6 +309,7 @@ def test_an_infinite_state_is_named_by_its_step():
         ({"algorithm": "tbptt"}, r"go with Unroll.*crbp, rbp, implicit, jfb"),
         ({"algorithm": "deq"}, r"go with TorchDEQ.*crbp, rbp, implicit, jfb"),
         ({"adjoint_norm_cap": 1.0}, "neumann without norm_cap"),
+        ({"adjoint_stopping": "released"}, "stopping at sample"),
         ({"early_from": 0.5}, "early_from"),
         ({"on_nonfinite": "skip"}, "on_nonfinite"),
     ],

@@ -53,7 +53,14 @@ def test_the_forward_steps_do_not_wait(name, kinds, precision, gpu):
     assert recorded.state[0].device.type == "cuda" and recorded.state[0].shape == SHAPE
 
 
-@pytest.mark.parametrize("adjoint", [Neumann(terms=6), AndersonAdjoint(terms=6, memory=3)])
+@pytest.mark.parametrize(
+    "adjoint",
+    [
+        Neumann(terms=6),
+        Neumann(terms=6, norm_cap=1.0, stopping="released"),
+        AndersonAdjoint(terms=6, memory=3),
+    ],
+)
 def test_the_adjoint_solvers_do_not_wait(adjoint, gpu):
     matrix = torch.rand(14, 14)
     report = AdjointReport()

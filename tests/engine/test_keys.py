@@ -227,6 +227,7 @@ def test_what_cannot_be_as_it_is_is_refused_before_anything_is_built(
         ("INPUT.RANDOM_ROTATION", (float("nan"), 0.0)),
         ("DATALOADER.NUM_WORKERS", -1),
         ("DATALOADER.NUM_WORKERS", 10**20),
+        ("TEST.IMS_PER_BATCH", -1),
     ],
 )
 def test_a_value_of_another_form_is_refused_before_anything_is_built(key, value, shapes, tmp_path):
@@ -372,6 +373,8 @@ def test_precise_statistics_are_computed_or_refused_before_training(tmp_path):
     assert float(stored["sem_seg_head.readout.norm.running_var"].max()) < 0.5
     with pytest.raises(ConfigurationError, match=r"TEST\.PRECISE_BN\.ENABLED .*CRBP\.CELL\.NORM"):
         trainer_of(tmp_path, *precise, "CRBP.CELL.NORM", "BN")
+    with pytest.raises(ConfigurationError, match=r"TEST\.PRECISE_BN\.ENABLED .*BatchBN has no"):
+        trainer_of(tmp_path, *precise, "MODEL.SEM_SEG_HEAD.OUTPUT_NORM", "BatchBN")
 
 
 def test_a_reference_number_of_processes_scales_the_penalties_schedule_too(tmp_path):

@@ -49,9 +49,27 @@ def test_pooled_and_mean_scores_of_known_predictions():
             "image_recall": (2 / 3 + 1 / 4) / 2,
             "image_IoU": (2 / 4 + 1 / 4) / 2,
             "image_balanced_accuracy": ((2 / 3 + 4 / 5) / 2 + (1 / 4 + 1) / 2) / 2,
+            # Both in the one batch.
+            "batch_F1": 6 / 11,
+            "batch_precision": 3 / 4,
+            "batch_recall": 3 / 7,
+            "batch_IoU": 3 / 8,
+            "batch_balanced_accuracy": (3 / 7 + 8 / 9) / 2,
             "images": 2,
         }
     )
+
+
+def test_batches_are_of_128_images_whatever_the_model_was_given_at_a_time():
+    hit, miss = ([[1, 0]], [[1, 0]]), ([[1, 0]], [[0, 1]])
+    # In batches of two images: 2 hits; 1 hit, 1 miss with its false alarm; a hit alone.
+    result = _evaluate([hit, hit, hit, miss, hit], batch_images=2)
+    assert result["batch_F1"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert result["F1"] == result["image_F1"] == pytest.approx(8 / 10)
+    # 128 hits; 62 hits and 10 misses.
+    result = _evaluate([hit] * 190 + [miss] * 10)
+    assert result["batch_F1"] == pytest.approx((1 + 124 / 144) / 2)
+    assert result["F1"] == pytest.approx(380 / 400)
 
 
 def test_images_without_positive_pixels_have_defined_scores():
@@ -137,8 +155,9 @@ def _rank(rank: int, world: int) -> torch.Tensor:
         evaluator.process([{"sem_seg": truth}], [{"sem_seg": _logits(prediction)}])
     result = evaluator.evaluate()
     assert (result is None) == (rank > 0)
-    values = [0, 0, 0] if result is None else list(result["pathfinder"].values())
-    return torch.tensor([*taken, values[0], values[-1]], dtype=torch.float64)
+    values = {} if result is None else result["pathfinder"]
+    of_interest = [values.get(name, 0) for name in ("F1", "batch_F1", "images")]
+    return torch.tensor([*taken, *of_interest], dtype=torch.float64)
 
 
 def test_processes_share_the_stream_and_the_scores():
@@ -147,4 +166,4 @@ def test_processes_share_the_stream_and_the_scores():
     common = np.array([next(stream) for _ in range(12)]).reshape(6, 2).T
     assert first[:6].tolist() == common[0].tolist() and second[:6].tolist() == common[1].tolist()
     # Rank 0: 1 hit, 1 false alarm, 1 miss. Rank 1: twice 2 hits.
-    assert first[6:].tolist() == pytest.approx([10 / 12, 3])
+    assert first[6:].tolist() == pytest.approx([10 / 12, 10 / 12, 3])

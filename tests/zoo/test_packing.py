@@ -147,3 +147,5 @@ def test_only_what_differs_from_the_defaults_is_kept(training):
     assert kept["CRBP"]["PHASES"][0]["SOLVER"] == {"STEPS": 20, "SPREAD": 4}
     assert kept["VERSION"] == cfg.VERSION and "OUTPUT_DIR" not in kept
     assert "ROI_BOX_CASCADE_HEAD" not in kept["MODEL"]
+    phases.MODEL.BACKBONE.FILTERS = "/of/the/training/filters.npy"
+    assert packing.own_keys(phases).MODEL.BACKBONE == {"NAME": "GaborStem"}

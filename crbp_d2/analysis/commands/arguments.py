@@ -52,7 +52,7 @@ def add_batch_size(parser: argparse.ArgumentParser, default: int | None = None) 
         type=int,
         metavar="N",
         default=default,
-        help=f"contour images at a time (default: {default or 16})",
+        help=f"contour images at a time (default: {default or 'TEST.IMS_PER_BATCH, or 16'})",
     )
 
 

@@ -14,29 +14,46 @@ from crbp_d2.core.options import integer, number, number_or_none, one_of, settle
 from crbp_d2.core.solvers.precision import PRECISIONS
 from crbp_d2.core.state import Parts, VectorJacobianProduct, sample_norm, where_samples
 
+STOPPING = ("sample", "released")
+BLOCKS = ("joint", "first")
+LEAST_TERM = 1e-9
+"""Norm over the batch, in units of the loss, at which the released code ends the series."""
+
 
 @ADJOINTS.register("neumann")
 @dataclass(frozen=True)
 class Neumann(Equilibrium):
-    """`g = sum_{k=0..K} (J^T)^k g0`, each sample with its own stopping: the gradient of `rbp`.
+    """`g = sum_{k=0..K} (J^T)^k g0`: the gradient of `rbp`.
 
-    A sample's series ends when `|v_k| <= tolerance |g0|` (that term is still used), when a term
-    grows, `|v_k| > |v_{k-1}|` or is not finite (that term is dropped, the sample counts as
-    diverged), or after `terms` terms.
+    Each sample stops by itself (`stopping="sample"`): its series ends when
+    `|v_k| <= tolerance |g0|` (that term is still used), when a term grows, `|v_k| > |v_{k-1}|` or
+    is not finite (that term is dropped, the sample counts as diverged), or after `terms` terms.
+
+    The released code of Linsley et al. 2020 has one series for the batch of a process and one norm
+    over all of it (`stopping="released"`, with `norm_cap=1.0`): it ends before the term with which
+    the norm of the *running sum* would exceed the cap, in units of the loss, and with a term whose
+    own norm is 1e-9 or less. That silently gives the one-step gradient whenever the loss, or an AMP
+    loss scale, is large.
 
     Attributes:
         terms: `K >= 0`; 0 gives the one-step gradient.
-        tolerance: relative size of a term under which the series has converged; 0 for none.
-        norm_cap: the released code of the paper ends the series once the norm of the *running sum*
-            over all samples exceeds 1, in units of the loss. That silently gives the one-step
-            gradient whenever the loss, or an AMP loss scale, is large. `None` (default) for no such
-            cap; 1.0 reproduces it.
+        tolerance: relative size of a term under which the series has converged; 0 for none. Without
+            effect on `released`.
+        norm_cap: most that the norm of the running sum over all samples may be, in units of the
+            loss (released: 1.0), or `None` for no cap. With `stopping` at `sample` it is looked at
+            one term later than in the released code: the term that exceeds it counts.
+        stopping: `sample`, or `released` for one series of all samples; see above.
+        blocks: of a state of several tensors, as the `(h, c)` of a ConvLSTM: `joint` for a series
+            through its whole Jacobian, or `first` for one through the first tensor alone,
+            `dh'/dh`, as in the released code. What arrives at the others goes on through one step.
         precision: of the products, `full` or `bf16`; see `PlainSteps`.
     """
 
     terms: int = 15
     tolerance: float = 1e-4
     norm_cap: float | None = None
+    stopping: str = "sample"
+    blocks: str = "joint"
     precision: str = "full"
 
     def __post_init__(self) -> None:
@@ -46,17 +63,29 @@ class Neumann(Equilibrium):
             tolerance=number("tolerance", self.tolerance, least=0),
             norm_cap=number_or_none("norm_cap", self.norm_cap, least=0),
         )
+        one_of("stopping", self.stopping, STOPPING)
+        one_of("blocks", self.blocks, BLOCKS)
         one_of("precision", self.precision, PRECISIONS)
 
     @property
     def separable(self) -> bool:  # type: ignore[override]
-        """The norm cap is one for the whole batch."""
-        return self.norm_cap is None
+        """The norm cap, and the released series, are one for the whole batch."""
+        return self.norm_cap is None and self.stopping == "sample"
 
     def solve(
         self, vjp: VectorJacobianProduct, g0: Parts, scale: Tensor, report: AdjointReport
     ) -> Parts:
         """See `Equilibrium.solve`."""
+        solve = self._by_sample if self.stopping == "sample" else self._as_released
+        if self.blocks == "joint":
+            return solve(vjp, g0, scale, report)
+        others = tuple(torch.zeros_like(part) for part in g0[1:])
+        found = solve(lambda first: vjp((*first, *others))[:1], g0[:1], scale, report)
+        return (*found, *g0[1:])
+
+    def _by_sample(
+        self, vjp: VectorJacobianProduct, g0: Parts, scale: Tensor, report: AdjointReport
+    ) -> Parts:
         first = sample_norm(g0)
         total, vector, previous = g0, g0, first
         active = first > 0
@@ -68,8 +97,7 @@ class Neumann(Equilibrium):
             if not first.is_cuda and not active.any():
                 break
             if self.norm_cap is not None:
-                norm = (sample_norm(total) * scale).square().sum().sqrt()
-                active = active & (norm <= self.norm_cap)
+                active = active & (_batch_norm(total, scale) <= self.norm_cap)
                 vector = where_samples(active, vector)
             vector = vjp(vector)
             size = sample_norm(vector)
@@ -79,9 +107,44 @@ class Neumann(Equilibrium):
             diverged = diverged | (active & ~shrinks)
             accepted = active & shrinks
             vector = where_samples(accepted, vector)
-            total = tuple(t + v for t, v in zip(total, vector, strict=True))
+            total = _sum(total, vector)
             used = used + accepted
             active = accepted & (size > self.tolerance * first)
             previous = size
         report.terms, report.contraction_ratio, report.diverged = used, ratio, diverged
         return total
+
+    def _as_released(
+        self, vjp: VectorJacobianProduct, g0: Parts, scale: Tensor, report: AdjointReport
+    ) -> Parts:
+        total, vector, previous = g0, g0, sample_norm(g0)
+        # One value for all samples, kept for each of them, as reports have it.
+        active = (_batch_norm(g0, scale) > 0).expand(previous.shape)
+        used = torch.zeros_like(previous)
+        ratio = torch.full_like(previous, float("nan"))
+        diverged = torch.zeros_like(active)
+        cap = torch.inf if self.norm_cap is None else self.norm_cap
+        for _ in range(self.terms):
+            # On a GPU asking costs a synchronisation, more than the terms it might save.
+            if not previous.is_cuda and not active.any():
+                break
+            vector = where_samples(active, vjp(vector))
+            size, following = sample_norm(vector), _sum(total, vector)
+            ratio = torch.where(active & (previous > 0), size / previous, ratio)
+            norm = _batch_norm(following, scale)
+            diverged = diverged | (active & ~torch.isfinite(norm))
+            active = active & torch.isfinite(norm) & (norm <= cap)
+            total, used = where_samples(active, following, total), used + active
+            active = active & (_batch_norm(vector, scale) > LEAST_TERM)
+            previous = size
+        report.terms, report.contraction_ratio, report.diverged = used, ratio, diverged
+        return total
+
+
+def _sum(parts: Parts, others: Parts) -> Parts:
+    return tuple(a + b for a, b in zip(parts, others, strict=True))
+
+
+def _batch_norm(parts: Parts, scale: Tensor) -> Tensor:
+    """Over all samples and parts, in units of the loss, 0-dimensional."""
+    return (sample_norm(parts) * scale).square().sum().sqrt()

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from crbp_d2.core.cells.base import CELLS
-from crbp_d2.core.options import integer, number, odd
+from crbp_d2.core.options import integer, number, odd, one_of
 from crbp_d2.core.state import zero_state
+
+STARTS = ("orthogonal", "uniform")
 
 
 @CELLS.register("conv_lstm")
@@ -23,23 +25,38 @@ class ConvLSTMCell(nn.Module):
         kernel_size: `E` of both convolutions, odd; as the hGRU's in the paper.
         forget_bias: initial bias of the forget gate; 1 lets the memory last at first (Jozefowicz et
             al. 2015).
+        start: of the kernels: `orthogonal`, with biases of 0 beside the forget gate's; or `uniform`
+            in `+-1 / sqrt(C E^2)`, kernels and biases, `forget_bias` left out, as PyTorch's
+            convolutions start and the released ones do.
 
     Raises:
-        ConfigurationError: an impossible kernel size.
+        ConfigurationError: an unknown name or an impossible number.
     """
 
-    def __init__(self, *, channels: int, kernel_size: int = 15, forget_bias: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        kernel_size: int = 15,
+        forget_bias: float = 1.0,
+        start: str = "orthogonal",
+    ) -> None:
         super().__init__()
         size, channels = odd("kernel_size", kernel_size), integer("channels", channels, 1)
         self.channels = channels
         self.from_drive = nn.Conv2d(channels, 4 * channels, size, padding=size // 2)
         self.from_state = nn.Conv2d(channels, 4 * channels, size, padding=size // 2, bias=False)
+        forget_bias = number("forget_bias", forget_bias)
+        if one_of("start", start, STARTS) == "orthogonal":
+            self._start_orthogonal(forget_bias)
+
+    def _start_orthogonal(self, forget_bias: float) -> None:
         for kernel in (self.from_drive, self.from_state):
             nn.init.orthogonal_(kernel.weight)
         bias = self.from_drive.bias
         assert bias is not None
         nn.init.zeros_(bias)
-        nn.init.constant_(bias[channels : 2 * channels], number("forget_bias", forget_bias))
+        nn.init.constant_(bias[self.channels : 2 * self.channels], forget_bias)
 
     def initial_state(self, drive: Tensor) -> tuple[Tensor, Tensor]:
         """`(h, c)` of zeros for a drive `(N, C, H, W)`; float32 under autocast."""

@@ -50,15 +50,24 @@ class GlobalLocalGate(nn.Module):
     head.
 
         global = U2 phi(U1 H + b1)      1x1 C -> C/4, 1x1 C/4 -> C
-        local  = V2 * phi(V1 * H + c1)  3x3 C -> C/2, 3x3 C/2 -> 1
+        local  = V2 * phi(V1 * H + c1)  ExE C -> C/2, ExE C/2 -> 1
         gate   = sigmoid(global . local + b)
 
     Args:
         channels: of the state, at least 4.
         activation_name: `phi`.
+        kernel_size: `E`, odd; 3 in the published model.
+        uniform_bias: start `b1` uniform in `+-1 / sqrt(C)`, as in the released code, and not at 0.
     """
 
-    def __init__(self, *, channels: int, activation_name: str) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        activation_name: str,
+        kernel_size: int = 3,
+        uniform_bias: bool = False,
+    ) -> None:
         super().__init__()
         if channels < 4:
             raise ConfigurationError(
@@ -67,12 +76,14 @@ class GlobalLocalGate(nn.Module):
         self.activation = activation(activation_name)
         self.global_in = nn.Conv2d(channels, channels // 4, 1)
         self.global_out = nn.Conv2d(channels // 4, channels, 1, bias=False)
-        self.local_in = nn.Conv2d(channels, channels // 2, 3, padding=1)
-        self.local_out = nn.Conv2d(channels // 2, 1, 3, padding=1, bias=False)
+        around = kernel_size // 2
+        self.local_in = nn.Conv2d(channels, channels // 2, kernel_size, padding=around)
+        self.local_out = nn.Conv2d(channels // 2, 1, kernel_size, padding=around, bias=False)
         self.bias = nn.Parameter(torch.zeros(channels))
         for layer in (self.global_in, self.global_out, self.local_in, self.local_out):
             nn.init.kaiming_normal_(layer.weight)
-            if layer.bias is not None:
+            # Uniform is how PyTorch starts it.
+            if layer.bias is not None and not (uniform_bias and layer is self.global_in):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, state: Tensor) -> Tensor:

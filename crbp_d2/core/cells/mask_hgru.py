@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from crbp_d2.core.cells.base import CELLS
 from crbp_d2.core.cells.gates import GlobalLocalGate, PointwiseGate, initialise_gate_biases
-from crbp_d2.core.cells.norms import build_norm, settling_norm
+from crbp_d2.core.cells.norms import GROUPS, build_norm, settling_norm
 from crbp_d2.core.errors import ConfigurationError, choices
 from crbp_d2.core.ops.activations import activation
-from crbp_d2.core.options import integer, odd
+from crbp_d2.core.options import integer, odd, switch
 
 GATES = ("gala", "pointwise")
 
@@ -33,8 +33,13 @@ class MaskHGRUCell(nn.Module):
         channels: `C` of drive and state.
         kernel_size: of `W^S` and `W^F`, odd.
         gate: `gala` (`GlobalLocalGate`, the paper) or `pointwise` (the plain hGRU's).
+        gate_kernel_size: of the local convolutions of `gala`, odd; in the released code it is that
+            of `W^S` and `W^F`.
+        gate_uniform_bias: start the first bias of `gala` uniform, as released; see
+            `GlobalLocalGate`.
         norm: see `build_norm`.
         norm_scale: initial scale of the norms (released: 0.1).
+        norm_groups: of `GN`; or fewer, the greatest common divisor with the channels.
         activation_name: `phi` (paper: softplus).
         gate_bias: `chrono` (the paper's intent), `released` or `zero`; see
             `initialise_gate_biases`.
@@ -54,8 +59,11 @@ class MaskHGRUCell(nn.Module):
         channels: int,
         kernel_size: int = 3,
         gate: str = "gala",
+        gate_kernel_size: int = 3,
+        gate_uniform_bias: bool = False,
         norm: str = "GN",
         norm_scale: float = 0.1,
+        norm_groups: int = GROUPS,
         activation_name: str = "softplus",
         gate_bias: str = "chrono",
         chrono_steps: int = 20,
@@ -69,15 +77,23 @@ class MaskHGRUCell(nn.Module):
             )
         size, channels = odd("kernel_size", kernel_size), integer("channels", channels, 1)
         self.activation = activation(activation_name)
+        gate_size = odd("gate_kernel_size", gate_kernel_size)
+        uniform_bias = switch("gate_uniform_bias", gate_uniform_bias)
+        groups = integer("norm_groups", norm_groups, 1)
         self.suppression_gate: GlobalLocalGate | PointwiseGate = (
-            GlobalLocalGate(channels=channels, activation_name=activation_name)
+            GlobalLocalGate(
+                channels=channels,
+                activation_name=activation_name,
+                kernel_size=gate_size,
+                uniform_bias=uniform_bias,
+            )
             if gate == "gala"
             else PointwiseGate(channels=channels)
         )
         self.suppression = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
-        self.suppression_norm = build_norm(norm, channels, scale=norm_scale)
+        self.suppression_norm = build_norm(norm, channels, scale=norm_scale, groups=groups)
         self.facilitation = nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)
-        self.facilitation_norm = build_norm(norm, channels, scale=norm_scale)
+        self.facilitation_norm = build_norm(norm, channels, scale=norm_scale, groups=groups)
         self.recurrent_gate = PointwiseGate(channels=channels)
         self.last_norm = settling_norm(state_norm, channels, scale=state_norm_scale)
         self.alpha = nn.Parameter(torch.full((channels, 1, 1), 0.1))

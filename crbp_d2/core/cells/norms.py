@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from crbp_d2.core.errors import ConfigurationError, choices
 from crbp_d2.core.options import integer, number
 
-NORMS = ("", "BN", "GN", "IN")
+NORMS = ("", "BN", "GN", "IN", "BatchBN")
 GROUPS = 32
+EPS = 1e-5
 
 
 class StateBatchNorm2d(nn.BatchNorm2d):
@@ -25,8 +26,8 @@ class StateBatchNorm2d(nn.BatchNorm2d):
     follow only the steps that are recorded, for equilibrium estimators the last one: those of the
     state that is read out, and not a mixture with the steps before. A step that is recorded once
     more, for a penalty, an early loss or a checkpoint, leaves them alone. In evaluation it uses
-    them, so that a sample's prediction does not depend on the others of its batch (the released
-    code uses batch statistics there, too).
+    them, so that a sample's prediction does not depend on the others of its batch. Without any
+    (`track_running_stats=False`) it uses those of the batch there, too, as the released code does.
     """
 
     keeps_statistics = False
@@ -80,15 +81,19 @@ def step_again(cell: object, buffers: Buffers | None = None) -> Iterator[None]:
             buffer.data.copy_(value)
 
 
-def build_norm(kind: str, channels: int, *, scale: float, groups: int = GROUPS) -> nn.Module:
+def build_norm(
+    kind: str, channels: int, *, scale: float, groups: int = GROUPS, eps: float = EPS
+) -> nn.Module:
     """A norm inside a cell, or of its state.
 
     Args:
-        kind: `GN` group norm, `BN` see `StateBatchNorm2d`, `IN` instance norm (each sample and
-            channel over space, with scale and shift), or `""` for none.
+        kind: `GN` group norm, `BN` see `StateBatchNorm2d`, `BatchBN` the same by statistics of the
+            batch in evaluation, too, `IN` instance norm (each sample and channel over space, with
+            scale and shift), or `""` for none.
         channels: of the state.
         scale: initial value of the learned scale. The shift starts at 0.
         groups: of `GN`; or fewer, the greatest common divisor with the channels.
+        eps: added to the variance, above 0.
 
     Raises:
         ConfigurationError: unknown kind. Synchronised batch norm is not offered, as it has no
@@ -99,15 +104,15 @@ def build_norm(kind: str, channels: int, *, scale: float, groups: int = GROUPS) 
             f"unknown norm {kind!r} inside a cell; choose from {', '.join(map(repr, NORMS))}",
             option="norm",
         )
-    scale = number("norm_scale", scale)
+    scale, eps = number("norm_scale", scale), number("norm_eps", eps, above=0)
     if kind == "":
         return nn.Identity()
     norm: nn.GroupNorm | nn.BatchNorm2d
-    if kind == "BN":
-        norm = StateBatchNorm2d(channels)
+    if kind in ("BN", "BatchBN"):
+        norm = StateBatchNorm2d(channels, eps=eps, track_running_stats=kind == "BN")
     else:
         groups = channels if kind == "IN" else math.gcd(groups, channels)
-        norm = nn.GroupNorm(groups, channels)
+        norm = nn.GroupNorm(groups, channels, eps=eps)
     nn.init.constant_(norm.weight, scale)
     return norm
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crbp_d2.core.options import number, settle, switch
+from crbp_d2.core.options import number, one_of, settle, switch
 from crbp_d2.core.penalties.base import PENALTIES, Penalty, Weight, reduce
 from crbp_d2.core.state import Parts, vector_jacobian_product
+
+BLOCKS = ("joint", "diagonal")
 
 
 @PENALTIES.register("lcp")
@@ -27,6 +29,9 @@ class LipschitzCoefficientPenalty(Penalty):
             with `sum`.
         bound: `mu in [0, 1)`. Pathfinder 0.9, panoptic 0.95.
         two_sided: penalise `|(1^T J)_i|`, also the negative sums that the paper's form leaves free.
+        blocks: of a state of several tensors, as the `(h, c)` of a ConvLSTM: `joint` for the column
+            sums of its whole Jacobian, or `diagonal` for those of each tensor's own block alone,
+            `1^T dh'/dh` and `1^T dc'/dc`, as in the released code.
         reduction: `mean` or `sum` over all elements of the state; a sum grows with the number of
             samples.
         max_samples: see `Penalty`.
@@ -35,6 +40,7 @@ class LipschitzCoefficientPenalty(Penalty):
     weight: Weight = 10.0
     bound: float = 0.9
     two_sided: bool = False
+    blocks: str = "joint"
     reduction: str = "mean"
     max_samples: int | None = None
     name: str = "lcp"
@@ -46,11 +52,21 @@ class LipschitzCoefficientPenalty(Penalty):
             bound=number("bound", self.bound, least=0, below=1, label=label),
             two_sided=switch("two_sided", self.two_sided, label=f"{self.name}: two_sided"),
         )
+        one_of("blocks", self.blocks, BLOCKS, label=f"{self.name}: blocks")
         super().__post_init__()
 
     def __call__(self, before: Parts, after: Parts) -> Tensor:
-        ones = tuple(torch.ones_like(part) for part in after)
-        sums = vector_jacobian_product(after, before, ones, create_graph=True)
+        if self.blocks == "joint":
+            sums = _column_sums(before, after)
+        else:
+            pairs = zip(before, after, strict=True)
+            sums = tuple(_column_sums((one,), (following,))[0] for one, following in pairs)
         if self.two_sided:
             sums = tuple(part.abs() for part in sums)
         return reduce([(part - self.bound).clamp(min=0).square() for part in sums], self.reduction)
+
+
+def _column_sums(before: Parts, after: Parts) -> Parts:
+    """`1^T J`, parts like `before`, with a graph."""
+    ones = tuple(torch.ones_like(part) for part in after)
+    return vector_jacobian_product(after, before, ones, create_graph=True)

@@ -59,8 +59,8 @@ class Chunks:
             if not part.separable:
                 raise ConfigurationError(
                     f"chunk_samples does not go with {part}: a sample's gradient has to follow "
-                    "from its own last step, as with neumann without norm_cap, anderson, gmres and "
-                    "one_step (crbp, rbp, implicit, jfb)",
+                    "from its own last step, as with neumann without norm_cap and with stopping at "
+                    "sample, anderson, gmres and one_step (crbp, rbp, implicit, jfb)",
                     option="chunk_samples",
                 )
         if recurrence.on_nonfinite != "raise":
