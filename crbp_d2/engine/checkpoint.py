@@ -259,7 +259,12 @@ class Checkpointer(DetectionCheckpointer):
         if missing | reshaped >= set(model):
             raise ConfigurationError(f"{self._source}: holds no weight of the model")
         if self._resuming or self.exact:
-            self._require_exact(missing, reshaped, () if matched else found.unexpected_keys)
+            unused = found.unexpected_keys
+            # Names that are matched may be of more than the model. A norm's statistics change what
+            # its weights do.
+            self._require_exact(
+                missing, reshaped, _statistics_of(model, unused) if matched else unused
+            )
         for name, value in self.model.state_dict().items():
             if name in finite and not _is_finite(value):
                 raise ConfigurationError(
@@ -356,6 +361,16 @@ def _relevant(names: Iterable[str]) -> list[str]:
         for name in names
         if name not in _COMPUTED and _ANCHORS not in name and not is_counter(name)
     )
+
+
+def _statistics_of(model: Collection[str], names: Iterable[str]) -> list[str]:
+    """Those names that are statistics of norms whose weights a model has."""
+    return [
+        name
+        for name in names
+        if name.endswith((".running_mean", ".running_var"))
+        and f"{name.rpartition('.')[0]}.weight" in model
+    ]
 
 
 def _is_finite(value: torch.Tensor) -> bool:
