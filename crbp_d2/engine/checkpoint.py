@@ -57,6 +57,9 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: folder of checkpoints.
         exact: all weights have to fill the model exactly.
         options: of Detectron2's checkpointer.
+
+    Attributes:
+        given: names of the model's weights and buffers that the last file gave a value.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **options)
         self.exact = exact
+        self.given: frozenset[str] = frozenset()
         self._source = self._query = ""
         self._resuming = False
 
@@ -256,7 +260,8 @@ class Checkpointer(DetectionCheckpointer):
         reshaped = {name for name, *_ in found.incorrect_shapes}
         missing = set(found.missing_keys) if from_elsewhere else set(model) - given
         missing -= reshaped
-        if missing | reshaped >= set(model):
+        self.given = frozenset(set(model) - missing - reshaped)
+        if not self.given:
             raise ConfigurationError(f"{self._source}: holds no weight of the model")
         if self._resuming or self.exact:
             unused = found.unexpected_keys
