@@ -29,7 +29,7 @@ def test_a_fraction_of_coco_has_the_number_of_images_that_is_said():
     assert [len(part) for part in parts] == [1183, 11829, 29572, 59144, 118_287]
     for smaller, larger in zip(parts, parts[1:], strict=False):
         assert set(smaller) < set(larger)
-    # Evenly from everywhere: 0.1 % is three standard deviations of a tenth part of the images.
+    # Evenly from everywhere: of 29,572 draws 1 % is more than three standard deviations.
     assert abs(sum(number < 59_144 for number in parts[2]) / len(parts[2]) - 0.5) < 0.01
     other = ids_of(fraction_of(records, 0.10, 1))
     assert abs(len(set(other) & set(parts[1])) / len(other) - 0.10) < 0.01
