@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 
 from crbp_d2.analysis.figures import COLOURS, STYLE, line_style, new_figure, plain
 from crbp_d2.analysis.published import final_scores
+from crbp_d2.analysis.published.overlays import chosen_models, is_table, labelled, read_table
 from crbp_d2.analysis.runs import is_checkpoint, require_different_labels, split_label
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
@@ -103,20 +104,22 @@ PANELS = (
 PHASE = "recurrence/phase"
 """Number of the phase of training."""
 
-PUBLISHED_KEYS = {"panoptic": "panoptic_seg/PQ", "pathfinder": "pathfinder/F1"}
+PUBLISHED_KEYS = {"PQ": "panoptic_seg/PQ", "F1": "pathfinder/F1"}
 
 
 @dataclass(frozen=True)
 class PublishedLines:
-    """Published scores, drawn as horizontal lines.
+    """Published scores, drawn as horizontal lines, or learning curves.
 
     Attributes:
         key: of the panel they belong to.
         scores: label -> score, on the scale of that panel.
+        curves: label -> images seen -> score.
     """
 
     key: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 def read_log(text: str) -> TrainingLog:
@@ -204,22 +207,20 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def published_lines(text: str) -> PublishedLines:
-    """Published scores of `NAME`, or of `NAME:MODEL,MODEL` only these models.
+    """Published scores of `NAME`, or of `NAME:MODEL,MODEL` only these models; or the learning
+    curves of `FILE.csv`.
 
     Raises:
-        ConfigurationError: an unknown name or model.
+        ConfigurationError: an unknown name or model, or no table of scores by images.
     """
+    if is_table(text):
+        table = read_table(Path(text), "images")
+        return PublishedLines(PUBLISHED_KEYS[table.score], curves=table.curves)
     name, _, models = text.partition(":")
     scores = final_scores(name)
-    chosen = models.split(",") if models else list(scores)
-    unknown = [model for model in chosen if model not in scores]
-    if unknown:
-        raise ConfigurationError(
-            f"no published scores of {', '.join(unknown)} in {name}; choose from "
-            f"{', '.join(scores)}"
-        )
-    key = PUBLISHED_KEYS[name.partition("_")[0]]
-    return PublishedLines(key, {f"published {model}": scores[model] for model in chosen})
+    chosen = chosen_models(name, models, scores)
+    key = PUBLISHED_KEYS["PQ" if name.startswith("panoptic") else "F1"]
+    return PublishedLines(key, {labelled(model): scores[model] for model in chosen})
 
 
 def running_median(values: npt.ArrayLike, window: int = WINDOW) -> npt.NDArray[np.float64]:
@@ -254,8 +255,11 @@ def draw_curves(
         published: scores to lay over the panel they belong to.
 
     Raises:
-        ConfigurationError: two runs have the same label, or there is nothing to draw.
+        ConfigurationError: two runs have the same label, there is nothing to draw, or published
+            curves are laid over iterations.
     """
+    if published is not None and published.curves and not images:
+        raise ConfigurationError("published curves are of images seen: add --x images")
     require_different_labels([run.label for run in runs])
     panels = [panel for panel in PANELS if any(map(panel.series, runs))]
     if not panels:
@@ -319,9 +323,14 @@ def _draw_run(
 
 def _draw_published(axis: Axes, published: PublishedLines) -> None:
     # From the end of the palette, so that they differ from the first runs.
-    for index, (label, score) in enumerate(published.scores.items()):
-        colour = COLOURS[-1 - index % len(COLOURS)]
-        axis.axhline(score, label=label, color=colour, linestyle=(0, (1 + index, 2)), linewidth=1.2)
+    styles: list[dict[str, Any]] = [
+        {"color": COLOURS[-1 - index % len(COLOURS)], "linestyle": (0, (1 + index, 2))}
+        for index in range(len(published.scores) + len(published.curves))
+    ]
+    for (label, score), style in zip(published.scores.items(), styles, strict=False):
+        axis.axhline(score, label=plain(label), linewidth=1.2, **style)
+    for (label, points), style in zip(published.curves.items(), styles, strict=False):
+        axis.plot(list(points), list(points.values()), label=plain(label), linewidth=1.2, **style)
     axis.legend(fontsize="small")
 
 
@@ -350,7 +359,8 @@ def write_csv(
 ) -> None:
     """Write `run,key,iteration,images,value` for all that `draw_curves` shows, not smoothed.
 
-    Published scores have no iteration. The file is written whole or not at all.
+    Published scores have no iteration, final ones no images. The file is written whole or not at
+    all.
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
@@ -359,6 +369,11 @@ def write_csv(
     if published is not None:
         writer.writerows(
             [label, published.key, "", "", score] for label, score in published.scores.items()
+        )
+        writer.writerows(
+            [label, published.key, "", images, score]
+            for label, points in published.curves.items()
+            for images, score in points.items()
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, table.getvalue().encode())

@@ -154,6 +154,16 @@ def check_runs(
     return first_sets
 
 
+def trained_steps_of(text: str, overrides: Sequence[Any] = ()) -> int:
+    """`Run.trained_steps` of `RUN` or `LABEL=RUN`, whose model is not loaded.
+
+    Raises:
+        ConfigurationError: there is no such training.
+    """
+    cfg = read_config(str(run_folder(text) / "config.yaml"), list(overrides))
+    return int(final_node(cfg.CRBP).SOLVER.STEPS)
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is meant to be a checkpoint in the output folder of a training."""
     return path.suffix == ".pth" and not path.is_dir()

@@ -3,12 +3,14 @@
 Method of Figs. S3 and S4 of Linsley et al. 2020: states are averaged over space, the components are
 fitted on the steps up to the trained one, and later steps are projected on them.
 
-Shape shorthand: M samples of the circuit over all images, T steps, C channels of the state.
+Shape shorthand: M samples of the circuit over all images, T steps, C channels of the state, K
+principal components.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,20 +36,24 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StateSpace:
-    """The states of one run in two dimensions.
+    """The states of one run on principal components.
 
     Attributes:
         trained_steps: `N`.
-        projected: `(M, T, 2)`, on the first two principal components of the steps up to `N`.
-        explained: fraction of the variance of those steps that each component has, `(2,)`.
+        projected: `(M, T, K)`, on the first components of the steps up to `N`.
+        explained: fraction of the variance of those steps that each component has, `(K,)`.
         distance: `(M,)`, Euclidean, of the averaged states at `N` and at the last step, as a
             fraction of the norm of the one at `N`.
+        mean_square: `(M,)`, the published distance: the mean over the components of the squared
+            difference between the projections of those two states. It has the unit of the state,
+            squared.
     """
 
     trained_steps: int
     projected: Floats
     explained: Floats
     distance: Floats
+    mean_square: Floats
 
 
 def collect_states(model: Any, batches: Iterable[Batch], *, steps: int, samples: int) -> Floats:
@@ -79,15 +85,18 @@ def collect_states(model: Any, batches: Iterable[Batch], *, steps: int, samples:
     return np.concatenate(collected)
 
 
-def project(states: Floats, trained_steps: int) -> StateSpace:
+def project(states: Floats, trained_steps: int, components: int = 2) -> StateSpace:
     """Principal components of the steps `1..N`, and all steps on them.
 
     Args:
         states: `(M, T, C)`, of `collect_states`.
         trained_steps: `N`, at most `T`.
+        components: `K`, from 2, which are drawn, to `C`. How many the published distance is of is
+            not said.
 
     Raises:
-        ConfigurationError: there are fewer steps than `N`, or scikit-learn is not installed.
+        ConfigurationError: there are fewer steps than `N`, fewer channels or states than `K`, or
+            scikit-learn is not installed.
     """
     try:
         from sklearn.decomposition import PCA
@@ -98,17 +107,24 @@ def project(states: Floats, trained_steps: int) -> StateSpace:
     samples, steps, channels = states.shape
     if steps < trained_steps:
         raise ConfigurationError(f"{steps} steps do not reach the trained {trained_steps}")
-    components = PCA(n_components=2, svd_solver="full")
-    components.fit(states[:, :trained_steps].reshape(-1, channels))
-    flat = components.transform(states.reshape(-1, channels))
+    fitted = states[:, :trained_steps].reshape(-1, channels)
+    if not 2 <= components <= min(fitted.shape):
+        raise ConfigurationError(
+            f"{components} components: {len(fitted)} states of {channels} channels up to step "
+            f"{trained_steps} have 2 to {min(fitted.shape)}"
+        )
+    pca = PCA(n_components=components, svd_solver="full").fit(fitted)
+    projected = pca.transform(states.reshape(-1, channels)).reshape(samples, steps, components)
     at_trained, at_last = states[:, trained_steps - 1], states[:, -1]
     size = np.linalg.norm(at_trained, axis=1)
+    moved = projected[:, -1] - projected[:, trained_steps - 1]
     return StateSpace(
         trained_steps=trained_steps,
-        projected=flat.reshape(samples, steps, 2).astype(np.float32),
-        explained=components.explained_variance_ratio_.astype(np.float32),
+        projected=projected.astype(np.float32),
+        explained=pca.explained_variance_ratio_.astype(np.float32),
         distance=np.linalg.norm(at_last - at_trained, axis=1)
         / np.maximum(size, np.finfo(np.float32).tiny),
+        mean_square=np.mean(np.square(moved), axis=1),
     )
 
 
@@ -135,41 +151,44 @@ def compare_distances(one: Floats, other: Floats) -> dict[str, float]:
 
 @styled()
 def write_figure(path: Path, spaces: Mapping[str, StateSpace]) -> None:
-    """A panel a run: 2D histogram of all states, densities up to `N` and beyond, one trajectory.
+    """A panel a run, 2D histogram of all states, densities up to `N` and beyond, one trajectory;
+    and one for the distribution of each distance.
 
     Args:
         path: without ending; see `save_figure`.
         spaces: label -> its states.
     """
-    figure, panels = new_figure(1, len(spaces) + 1)
+    figure, panels = new_figure(1, len(spaces) + 2)
     for panel, (label, space) in zip(panels, spaces.items(), strict=False):
         _draw(panel, label, space)
-    last = panels[-1]
-    for index, (label, space) in enumerate(spaces.items()):
-        ordered = np.sort(space.distance)
-        height = np.arange(1, len(ordered) + 1) / len(ordered)
-        last.plot(ordered, height, color=COLOURS[index], label=label)
-    last.set(
-        xlabel="from step N to the last, $|h_T-h_N|/|h_N|$",
-        ylabel="fraction of samples",
-        ylim=(0, 1),
-    )
-    last.legend(loc="center")
+    relative, published = panels[-2:]
+    _draw_distances(relative, {label: space.distance for label, space in spaces.items()})
+    relative.set(xlabel="from step N to the last, $|h_T-h_N|/|h_N|$")
+    _draw_distances(published, {label: space.mean_square for label, space in spaces.items()})
+    published.set(xlabel="the same, mean square of the components", xscale="log")
+    relative.legend(loc="center")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     save_figure(figure, path)
 
 
+def _draw_distances(panel: Any, distances: Mapping[str, Floats]) -> None:
+    for index, (label, values) in enumerate(distances.items()):
+        height = np.arange(1, len(values) + 1) / len(values)
+        panel.plot(np.sort(values), height, color=COLOURS[index], label=label)
+    panel.set(ylabel="fraction of samples", ylim=(0, 1))
+
+
 def _draw(panel: Any, label: str, space: StateSpace) -> None:
-    trained = space.trained_steps
-    everything = space.projected.reshape(-1, 2)
+    trained, drawn = space.trained_steps, space.projected[..., :2]
+    everything = drawn.reshape(-1, 2)
     panel.hist2d(*everything.T, bins=60, cmap="Greys", norm="log", zorder=0)
     low, high = np.quantile(everything, [0.001, 0.999], axis=0)
     margin = 0.1 * (high - low) + 1e-6
     low, high = low - margin, high + margin
     grid = np.stack(np.meshgrid(*(np.linspace(low[i], high[i], GRID) for i in range(2))))
-    late = space.projected[:, trained:] if space.projected.shape[1] > trained else None
-    parts = [("up to N", space.projected[:, :trained], COLOURS[0])]
+    late = drawn[:, trained:] if drawn.shape[1] > trained else None
+    parts = [("up to N", drawn[:, :trained], COLOURS[0])]
     parts += [] if late is None else [("after N", late, COLOURS[1])]
     for name, states, colour in parts:
         density = _density(states.reshape(-1, 2), grid)
@@ -178,7 +197,7 @@ def _draw(panel: Any, label: str, space: StateSpace) -> None:
                 *grid, density, levels=LEVELS * density.max(), colors=colour, linewidths=0.8
             )
         panel.plot([], [], color=colour, label=name)
-    path = space.projected[0]
+    path = drawn[0]
     panel.plot(
         *path.T, color=COLOURS[2], marker=".", markersize=3, linewidth=0.8, label="one image"
     )
@@ -198,7 +217,11 @@ def _density(states: Floats, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
     return np.asarray(estimate(grid.reshape(2, -1))).reshape(grid.shape[1:])
 
 
-def write_results(folder: Path, spaces: Mapping[str, StateSpace]) -> dict[str, dict[str, float]]:
+Tests = dict[str, dict[str, float]]
+"""`<label> - <label>` -> `compare_distances` of these runs, for every two of them."""
+
+
+def write_results(folder: Path, spaces: Mapping[str, StateSpace]) -> tuple[Tests, Tests]:
     """Write `state_space.png`, `.pdf`, `.json` (distances, tests) and `.npz` (projections).
 
     Args:
@@ -206,33 +229,40 @@ def write_results(folder: Path, spaces: Mapping[str, StateSpace]) -> dict[str, d
         spaces: label -> its states.
 
     Returns:
-        `<label> - <label>` -> `compare_distances` of every pair of runs.
+        The tests of `StateSpace.distance`, and those of `StateSpace.mean_square`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    labels = list(spaces)
-    tests = {
-        f"{one} - {other}": compare_distances(spaces[one].distance, spaces[other].distance)
-        for position, one in enumerate(labels)
-        for other in labels[position + 1 :]
-    }
+    relative = _tests({label: space.distance for label, space in spaces.items()})
+    published = _tests({label: space.mean_square for label, space in spaces.items()})
     write_figure(folder / "state_space", spaces)
     write_json(
         folder / "state_space.json",
         {
-            "runs": {
-                label: {
-                    "trained_steps": space.trained_steps,
-                    "steps": space.projected.shape[1],
-                    "explained_variance": space.explained.tolist(),
-                    "median_distance": float(np.median(space.distance)),
-                    "distance": space.distance.tolist(),
-                }
-                for label, space in spaces.items()
-            },
-            "kolmogorov_smirnov": tests,
+            "runs": {label: _numbers(space) for label, space in spaces.items()},
+            "kolmogorov_smirnov": relative,
+            "kolmogorov_smirnov_mean_square": published,
         },
     )
     content = io.BytesIO()
     np.savez_compressed(content, **{label: space.projected for label, space in spaces.items()})
     write_whole(folder / "state_space.npz", content.getvalue())
-    return tests
+    return relative, published
+
+
+def _tests(distances: Mapping[str, Floats]) -> Tests:
+    return {
+        f"{one} - {other}": compare_distances(distances[one], distances[other])
+        for one, other in itertools.combinations(distances, 2)
+    }
+
+
+def _numbers(space: StateSpace) -> dict[str, Any]:
+    return {
+        "trained_steps": space.trained_steps,
+        "steps": space.projected.shape[1],
+        "explained_variance": space.explained.tolist(),
+        "median_distance": float(np.median(space.distance)),
+        "distance": space.distance.tolist(),
+        "median_mean_square": float(np.median(space.mean_square)),
+        "mean_square": space.mean_square.tolist(),
+    }

@@ -59,7 +59,7 @@ def write_figure(
     Args:
         path: without ending; see `save_figure`.
         curves: with the same scores.
-        published: label -> step -> score, drawn dotted in the first panel.
+        published: label, which names the source -> step -> score, drawn dotted in the first panel.
     """
     names = list(curves[0].entries[0].scores)
     columns = 3
@@ -80,13 +80,13 @@ def write_figure(
             linestyle=":",
             marker="x" if len(points) < 10 else None,
             markersize=4,
-            label=f"published: {label}",
+            label=plain(label),
         )
     for panel, name in zip(panels, names, strict=False):
         # Below 0 and above the highest there is room for the points.
         top = panel.get_ylim()[1] * 1.06 if name in PANOPTIC else 1.06
         panel.set_ylim(-0.03 * top, top)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     moving = panels[len(names)]
     for index, curve in enumerate(curves):
         _line(moving, index, curve, [one.change or math.nan for one in curve.entries])

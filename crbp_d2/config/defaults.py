@@ -166,6 +166,9 @@ def add_crbp_config(cfg: CfgNode) -> None:
     timm.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     # sgd (Detectron2's), adam or adamw, with the learning rates and decays of SOLVER.
     cfg.SOLVER.OPTIMIZER = "sgd"
+    # Factor of the learning rate of all that MODEL.WEIGHTS or MODEL.TIMM.WEIGHTS gave a value; what
+    # begins at random has the whole rate. Above 0.
+    cfg.SOLVER.PRETRAINED_FACTOR = 1.0
     # Pathfinder: besides INPUT.RANDOM_FLIP, exchange rows and columns at random.
     cfg.INPUT.TRANSPOSE = False
     # Augmentations of all data but Pathfinder, beside Detectron2's INPUT.CROP, MIN_SIZE_TRAIN and
@@ -191,6 +194,11 @@ def add_crbp_config(cfg: CfgNode) -> None:
     # path begins at the working directory, or in a config file, where it is not there, beside that
     # file; the paths in it at its folder. The config.yaml of a run has it in full.
     cfg.DATASETS.FILE = ""
+    # Train on this fraction of the images of DATASETS.TRAIN (without those that
+    # DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out), in (0, 1]. Not of Pathfinder.
+    cfg.DATASETS.FRACTION = 1.0
+    # Draws them: of one seed a smaller fraction is a part of a larger one.
+    cfg.DATASETS.FRACTION_SEED = 0
     # Prediction pictures to draw from the first test set after every evaluation: to predictions/
     # and, in training, to TensorBoard.
     cfg.TEST.PICTURES = 8

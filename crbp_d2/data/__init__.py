@@ -5,6 +5,7 @@ from .loaders import (
     build_test_loader,
     build_train_loader,
     require_even_batches,
+    require_fraction,
     require_registered,
 )
 from .mapper import PanopticMapper
@@ -38,6 +39,7 @@ __all__ = [
     "register_from_file",
     "register_panoptic",
     "require_even_batches",
+    "require_fraction",
     "require_registered",
     "require_same_classes",
     "set_num_classes",

@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from crbp_d2.core import ConfigurationError, did_you_mean
 
+from .fraction import fraction_of
 from .mapper import PanopticMapper
 from .pathfinder import PathfinderMapper
 from .pathfinder.images import EVALUATOR_TYPE, PathfinderImages
@@ -61,6 +62,22 @@ def require_even_batches(cfg: CfgNode, world_size: int) -> None:
         )
 
 
+def require_fraction(cfg: CfgNode) -> None:
+    """Refuse a `DATASETS.FRACTION` that is none, or of images that are drawn.
+
+    Raises:
+        ConfigurationError: naming the key.
+    """
+    fraction = cfg.DATASETS.FRACTION
+    if not 0 < fraction <= 1:
+        raise ConfigurationError(f"DATASETS.FRACTION is {fraction}: must be above 0 and at most 1")
+    if fraction < 1 and any(map(is_pathfinder, cfg.DATASETS.TRAIN)):
+        raise ConfigurationError(
+            f"DATASETS.FRACTION is {fraction}: Pathfinder images are as many as their data set is "
+            "registered with; set it to 1.0, and register one of another size"
+        )
+
+
 def is_pathfinder(name: str) -> bool:
     """Whether a registered data set holds Pathfinder images."""
     return MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
@@ -72,7 +89,7 @@ def build_train_loader(cfg: CfgNode) -> Any:
     With a `SEED` of at least 0 and without `DATALOADER.ASPECT_RATIO_GROUPING` it depends on seed
     and iteration alone, so that it can be continued exactly (see `crbp_d2.data.sampler`);
     otherwise, or with another sampler than TrainingSampler, it is Detectron2's own. Pathfinder
-    streams are always of the first kind.
+    streams are always of the first kind. Of other data `DATASETS.FRACTION` leaves a part.
 
     Raises:
         ConfigurationError: see `require_even_batches`.
@@ -100,16 +117,18 @@ def build_train_loader(cfg: CfgNode) -> Any:
         )
     loader = cfg.DATALOADER
     mapper = PanopticMapper(cfg, is_train=True)
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=loader.FILTER_EMPTY_ANNOTATIONS
+    )
+    if cfg.DATASETS.FRACTION < 1:
+        records = fraction_of(records, cfg.DATASETS.FRACTION, cfg.DATASETS.FRACTION_SEED)
     if cfg.SEED < 0 or loader.ASPECT_RATIO_GROUPING or loader.SAMPLER_TRAIN != "TrainingSampler":
         if cfg.SEED < 0:
             # Since May 2024 Detectron2 takes -1 for a seed: every run would have the same order.
             cfg = cfg.clone()
             cfg.defrost()
             cfg.SEED = comm.shared_random_seed()
-        return build_detection_train_loader(cfg, mapper=mapper)
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=loader.FILTER_EMPTY_ANNOTATIONS
-    )
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
     return build_resumable_train_loader(records, mapper=mapper, **common)
 
 

@@ -57,6 +57,9 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: folder of checkpoints.
         exact: all weights have to fill the model exactly.
         options: of Detectron2's checkpointer.
+
+    Attributes:
+        given: names of the model's weights and buffers that the last file gave a value.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **options)
         self.exact = exact
+        self.given: frozenset[str] = frozenset()
         self._source = self._query = ""
         self._resuming = False
 
@@ -256,10 +260,16 @@ class Checkpointer(DetectionCheckpointer):
         reshaped = {name for name, *_ in found.incorrect_shapes}
         missing = set(found.missing_keys) if from_elsewhere else set(model) - given
         missing -= reshaped
-        if missing | reshaped >= set(model):
+        self.given = frozenset(set(model) - missing - reshaped)
+        if not self.given:
             raise ConfigurationError(f"{self._source}: holds no weight of the model")
         if self._resuming or self.exact:
-            self._require_exact(missing, reshaped, () if matched else found.unexpected_keys)
+            unused = found.unexpected_keys
+            # Names that are matched may be of more than the model. A norm's statistics change what
+            # its weights do.
+            self._require_exact(
+                missing, reshaped, _statistics_of(model, unused) if matched else unused
+            )
         for name, value in self.model.state_dict().items():
             if name in finite and not _is_finite(value):
                 raise ConfigurationError(
@@ -356,6 +366,16 @@ def _relevant(names: Iterable[str]) -> list[str]:
         for name in names
         if name not in _COMPUTED and _ANCHORS not in name and not is_counter(name)
     )
+
+
+def _statistics_of(model: Collection[str], names: Iterable[str]) -> list[str]:
+    """Those names that are statistics of norms whose weights a model has."""
+    return [
+        name
+        for name in names
+        if name.endswith((".running_mean", ".running_var"))
+        and f"{name.rpartition('.')[0]}.weight" in model
+    ]
 
 
 def _is_finite(value: torch.Tensor) -> bool:

@@ -107,6 +107,7 @@ FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
         )
         for part in ("RPN", "ROI_HEADS", "SEM_SEG_HEAD")
     },
+    "SOLVER.PRETRAINED_FACTOR": (lambda value: 0 < value < float("inf"), "must be above 0"),
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": (
         lambda value: abs(value) < 2**31,
         "must be a label, as 255",
@@ -200,6 +201,12 @@ IGNORED = (
         "SOLVER.NESTEROV",
         lambda cfg: cfg.SOLVER.OPTIMIZER != "sgd",
         "only SOLVER.OPTIMIZER sgd takes it",
+        training=True,
+    ),
+    Rule(
+        "SOLVER.PRETRAINED_FACTOR",
+        lambda cfg: not (cfg.MODEL.WEIGHTS or cfg.MODEL.TIMM.WEIGHTS),
+        "no weights are given to start from",
         training=True,
     ),
     Rule("DATASETS.PROPOSAL_FILES_TRAIN", lambda cfg: True, "no proposals are read"),

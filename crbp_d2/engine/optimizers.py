@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
     """The optimizer that `SOLVER.OPTIMIZER` names, with rates, decays and clipping of SOLVER.
 
     Besides Detectron2's ways of clipping `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` may be `full_model`,
-    which bounds the norm of all gradients together.
+    which bounds the norm of all gradients together. With a `SOLVER.PRETRAINED_FACTOR` every weight
+    is a group of its own: which are pretrained is known once they are loaded, see `slow_down`, and
+    a resumed training takes the rates of its checkpoint.
 
     Raises:
         ConfigurationError: an unknown name or an impossible value.
@@ -45,6 +48,12 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
         raise
     except ValueError as error:
         raise ConfigurationError(f"SOLVER: {error}") from error
+    if cfg.SOLVER.PRETRAINED_FACTOR != 1:
+        optimizer.param_groups = [
+            {**group, "params": [weight]}
+            for group in optimizer.param_groups
+            for weight in group["params"]
+        ]
     if together:
 
         def clip(stepping: Optimizer, *_: Any) -> None:
@@ -77,6 +86,33 @@ def _build(cfg: CfgNode, model: torch.nn.Module) -> Optimizer:
     return optimizer
 
 
+def slow_down(
+    optimizer: Optimizer, scheduler: Any, weights: Iterable[torch.nn.Parameter], factor: float
+) -> int:
+    """Multiply the learning rates of some weights, for the whole training.
+
+    Args:
+        optimizer: of which each of them is a group of its own.
+        scheduler: of its rates.
+        weights: those to learn slower; others than the optimizer's are left out.
+        factor: of their rates.
+
+    Returns:
+        How many they are.
+    """
+    chosen = {id(weight) for weight in weights}
+    found = [
+        number
+        for number, group in enumerate(optimizer.param_groups)
+        if id(group["params"][0]) in chosen
+    ]
+    for number in found:
+        for key in ("lr", "initial_lr"):
+            optimizer.param_groups[number][key] *= factor
+        scheduler.base_lrs[number] *= factor
+    return len(found)
+
+
 def require_same_kind(state: dict[str, Any], optimizer: Optimizer) -> None:
     """Refuse the state of another kind of optimizer, or of one with other groups of weights.
 
@@ -99,20 +135,33 @@ def require_same_kind(state: dict[str, Any], optimizer: Optimizer) -> None:
     if sizes[0] != sizes[1]:
         raise ConfigurationError(
             "the checkpoint was written with other groups of weights: restore "
-            "SOLVER.WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS and BIAS_LR_FACTOR, and what is frozen"
+            "SOLVER.WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR and PRETRAINED_FACTOR, "
+            "and what is frozen"
         )
 
 
-def kept_settings(state: dict[str, Any], optimizer: Optimizer) -> list[str]:
-    """What a resumed optimizer keeps, in spite of the config: `KEY value` for each setting."""
+def kept_settings(state: dict[str, Any], optimizer: Optimizer, factor: float = 1.0) -> list[str]:
+    """What a resumed optimizer keeps, in spite of the config: `KEY value` for each setting.
+
+    Args:
+        state: of the checkpoint.
+        optimizer: to take it over, as it is built: with the whole rate for pretrained weights.
+        factor: of the rates of pretrained weights; which they are the state alone knows.
+    """
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     kept = [
         f"{key} {stored[name]}"
         for stored, wanted in pairs
         for name, key in _KEYS.items()
-        if name in stored and stored[name] != wanted.get(name)
+        if name in stored and stored[name] not in _expected(name, wanted, factor)
     ]
     return list(dict.fromkeys(kept))
+
+
+def _expected(name: str, group: dict[str, Any], factor: float) -> tuple[Any, ...]:
+    """The values that a setting of a group can have in a checkpoint of the same config."""
+    value = group.get(name)
+    return (value, value * factor) if name == "initial_lr" and value is not None else (value,)
 
 
 def _kinds(state: dict[str, Any]) -> set[str]:

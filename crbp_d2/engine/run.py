@@ -28,6 +28,7 @@ from crbp_d2.data import (
     ensure_prepared,
     register_from_file,
     require_even_batches,
+    require_fraction,
     require_registered,
     require_same_classes,
     set_num_classes,
@@ -126,6 +127,8 @@ def prepare(cfg: CfgNode, *, eval_only: bool, world_size: int | None = None) -> 
         for name in cfg.DATASETS[key]:
             require_registered(name, f"DATASETS.{key}")
             names.append(name)
+    if not eval_only:
+        require_fraction(cfg)
     require_scored(
         cfg, [name for name in names if name in cfg.DATASETS.TEST or is_pathfinder(name)]
     )
@@ -233,7 +236,9 @@ def report_changes(cfg: CfgNode) -> None:
     changed = [
         f"{key} {value_of(now, key)!r} (was {value_of(earlier, key)!r})"
         for key in keys_of(now)
-        if key.startswith(("CRBP.", "DATASETS.TRAIN", "INPUT.", "MODEL.", "SOLVER."))
+        if key.startswith(
+            ("CRBP.", "DATASETS.FRACTION", "DATASETS.TRAIN", "INPUT.", "MODEL.", "SOLVER.")
+        )
         and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", "SOLVER.MAX_ITER")
         and key in known
         and value_of(now, key) != value_of(earlier, key)

@@ -35,13 +35,14 @@ from crbp_d2.evaluation.pictures import draw_predictions
 from crbp_d2.evaluation.rare import tell_of_rare_classes
 from crbp_d2.interruption import deferring, handling
 from crbp_d2.mistakes import told
+from crbp_d2.modeling.timm_backbone import TimmBackbone
 from crbp_d2.weights import UnreadableError, read_checkpoint, said
 
 from .best import KeepBest
 from .checkpoint import FINAL, Checkpointer
 from .duration import EstimateDuration
 from .keys import require_norms_used_once, require_trainable
-from .optimizers import build_optimizer, kept_settings, require_same_kind
+from .optimizers import build_optimizer, kept_settings, require_same_kind, slow_down
 from .stall import Stall
 from .stopping import EvaluateTrained, StopWhenAsked, batches, evaluated
 
@@ -261,8 +262,27 @@ class Trainer(DefaultTrainer):
                 f"--resume: the processes would go on from iterations {starts}; let all of them "
                 f"read the same files in OUTPUT_DIR {self.cfg.OUTPUT_DIR}"
             )
+        if self.cfg.SOLVER.PRETRAINED_FACTOR != 1 and not self.start_iter:
+            self._slow_down_pretrained()
         if is_resumable(self._loader):
             seek(self._loader, self.start_iter)
+
+    def _slow_down_pretrained(self) -> None:
+        """See `SOLVER.PRETRAINED_FACTOR`."""
+        factor, model = self.cfg.SOLVER.PRETRAINED_FACTOR, self.checkpointer.model
+        given = set(self.checkpointer.given)
+        if self.cfg.MODEL.TIMM.WEIGHTS:
+            for place, module in model.named_modules():
+                if isinstance(module, TimmBackbone):
+                    given.update(f"{place}.{name}" for name, _ in module.named_parameters())
+        weights = [weight for name, weight in model.named_parameters() if name in given]
+        count = slow_down(self.optimizer, self.scheduler, weights, factor)
+        logger.info(
+            "SOLVER.PRETRAINED_FACTOR %s: for %d of %d trained weights and biases",
+            factor,
+            count,
+            len(self.optimizer.param_groups),
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over optimizer, schedule and iteration of a checkpoint.
@@ -280,7 +300,8 @@ class Trainer(DefaultTrainer):
             if type(state_dict["iteration"]) is not int or state_dict["iteration"] < 0:
                 raise ValueError(f"iteration {state_dict['iteration']!r}")
             require_same_kind(stored["optimizer"], self.optimizer)
-            kept = kept_settings(stored["optimizer"], self.optimizer)
+            factor = self.cfg.SOLVER.PRETRAINED_FACTOR
+            kept = kept_settings(stored["optimizer"], self.optimizer, factor)
             super().load_state_dict(state_dict)
         except ConfigurationError as error:
             raise ConfigurationError(f"--resume: {error}") from error

@@ -26,7 +26,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint with the weights in `model`; nothing that the file holds is run.
 
     Args:
-        path: of a local file, of PyTorch, or with the ending `.pkl` one of Detectron2's or
+        path: of a local file, of PyTorch with the weights by themselves, in `model` or in
+            `state_dict`, or with the ending `.pkl` one of Detectron2's or
             Detectron's model zoo, or with `.pyth` one of pycls.
 
     Returns:
@@ -98,6 +99,8 @@ def _converted(stored: dict[str, Any], path: str) -> dict[str, Any]:
         state = stored.get("model_state", {})
         weights = {name: state[name] for name in state if not is_counter(name)}
         return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    if "model" not in stored and isinstance(stored.get("state_dict"), dict):
+        return {"model": stored["state_dict"]}
     return stored if "model" in stored else {"model": stored}
 
 

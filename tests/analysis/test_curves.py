@@ -18,6 +18,7 @@ from crbp_d2.analysis.curves import (
     read_log,
     read_metrics,
     running_median,
+    write_csv,
 )
 from crbp_d2.core import ConfigurationError
 from tests.modeling.conftest import CONFIGS
@@ -139,13 +140,30 @@ def test_published_scores_lie_over_the_scores_alone(tmp_path):
     run = read_log(str(write(tmp_path, LINES)))
     figure = draw_curves([run], published=published_lines("pathfinder_14:crbp,rbp"))
     names = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
-    assert names == {"published crbp", "published rbp"}
+    assert names == {"crbp (Linsley et al. 2020)", "rbp (Linsley et al. 2020)"}
     assert [0.9804, 0.9804] in [list(line.get_ydata()) for line in figure.axes[0].lines]
     assert figure.axes[1].get_legend() is None
     with pytest.raises(ConfigurationError, match="no run has logged panoptic_seg/PQ"):
         draw_curves([run], published=published_lines("panoptic_R50"))
     with pytest.raises(ConfigurationError, match=r"of adam in pathfinder_14; choose from bptt, "):
         published_lines("pathfinder_14:adam")
+
+
+def test_published_learning_curves_lie_over_images(tmp_path):
+    run = read_log(str(write(tmp_path / "run", LINES)))
+    table = tmp_path / "a.csv"
+    table.write_text("source,model,images,F1\nA,B,160,0.5\nA,B,80,0.25\n")
+    lines = published_lines(str(table))
+    figure = draw_curves([run], images=True, published=lines)
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert drawn["B (A)"] == [[80, 0.25], [160, 0.5]]
+    write_csv(tmp_path / "out.csv", [run], lines)
+    rows = [row for row in csv.DictReader((tmp_path / "out.csv").open()) if row["run"] == "B (A)"]
+    assert [(row["images"], row["iteration"], row["value"]) for row in rows] == [
+        ("80", "", "0.25"), ("160", "", "0.5")
+    ]  # fmt: skip
+    with pytest.raises(ConfigurationError, match="are of images seen: add --x images"):
+        draw_curves([run], published=lines)
 
 
 def test_runs_of_the_same_label_are_told_apart(tmp_path):
@@ -172,7 +190,7 @@ def test_one_command_writes_figure_and_numbers(tmp_path, monkeypatch, capsys):
         "curves.png", "curves.pdf", "curves.csv"
     }  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "figures" / "curves.csv").open()))
-    assert {row["run"] for row in rows} == {"A", "other", "published crbp"}
+    assert {row["run"] for row in rows} == {"A", "other", "crbp (Linsley et al. 2020)"}
 
 
 @pytest.mark.parametrize(

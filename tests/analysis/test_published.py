@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from crbp_d2.analysis import published
+from crbp_d2.analysis.published.overlays import published_steps, read_table
 from crbp_d2.core import ConfigurationError
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -38,6 +39,62 @@ def test_final_scores_are_the_best_of_each_algorithm():
     # The best with kernels of 9 pixels is not among them.
     assert published.final_scores("pathfinder_14")["crbp"] == 0.9804
     assert all(published.final_scores(name) for name in published.FINAL)
+    assert published.final_scores("pathfinder_14_kernel_9") == {"bptt": 0.8831, "crbp": 0.9744}
+    assert published.final_scores("pathfinder_14_kernel_3") == {"bptt": 0.6603, "crbp": 0.9430}
+
+
+def test_curves_by_name_have_their_source_and_can_be_chosen():
+    found = published_steps("panoptic_R50:bptt3,crbp20")
+    assert (found.score, found.place) == ("PQ", "step")
+    labels = ["bptt3 (Linsley et al. 2020)", "crbp20 (Linsley et al. 2020)"]
+    assert list(found.curves) == labels
+    assert found.curves[labels[1]][20] == 41.5939
+    assert published_steps("pathfinder_14").score == "F1"
+    with pytest.raises(ConfigurationError, match="of adam in panoptic_R50; choose from crbp20, "):
+        published_steps("panoptic_R50:adam")
+
+
+TABLE = """source,model,data set,step,F1
+"Someone, 2021",hGRU,of 20 dashes,6,0.5
+"Someone, 2021",hGRU,of 20 dashes,2,0.25
+"Someone, 2021",hGRU,,1,1
+"""
+
+
+def test_curves_of_ones_own_table_have_its_source(tmp_path):
+    (tmp_path / "a.csv").write_text(f"\ufeff{TABLE}")
+    found = published_steps(str(tmp_path / "a.csv"))
+    assert found.curves == {
+        "hGRU, of 20 dashes (Someone, 2021)": {2: 0.25, 6: 0.5}, "hGRU (Someone, 2021)": {1: 1.0},
+    }  # fmt: skip
+    assert list(found.curves["hGRU, of 20 dashes (Someone, 2021)"]) == [2, 6]
+    (tmp_path / "b.csv").write_text("source,model,images,PQ\nA,B,16000,99.5\n")
+    learning = read_table(tmp_path / "b.csv", "images")
+    assert (learning.score, learning.curves) == ("PQ", {"B (A)": {16000: 99.5}})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TABLE.replace("step", "images"), "its columns are source, model, data set, images, F1"),
+        (TABLE.replace(",F1", ",accuracy"), "its columns are"),
+        (TABLE.replace("0.25", "25"), r"line 3: step 2, F1 25\.0"),
+        (TABLE.replace(",6,", ",-6,"), "line 2: step -6"),
+        (TABLE.replace(",6,", ",six,"), "invalid literal"),
+        (TABLE.replace('"Someone, 2021"', ""), "line 2"),
+        (TABLE.splitlines()[0], "it holds no scores"),
+        ("", "its columns are none"),
+        ("\xff", "its columns are"),
+    ],
+)
+def test_other_tables_are_refused(content, message, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    expected = f"--published {path}: no table of published scores .*{message}.* it has the columns"
+    with pytest.raises(ConfigurationError, match=expected):
+        published_steps(str(path))
+    with pytest.raises(ConfigurationError, match="absent.csv: no table"):
+        published_steps(str(tmp_path / "absent.csv"))
 
 
 @pytest.mark.parametrize("read", [published.per_step, published.final_scores])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 from PIL import Image
+from scipy.stats import ks_2samp
 
+from crbp_d2.analysis.batches import scoring_batches
+from crbp_d2.analysis.commands import COMMANDS
+from crbp_d2.analysis.runs import load_run
 from crbp_d2.analysis.state_space import (
     collect_states,
     compare_distances,
@@ -17,6 +22,7 @@ from crbp_d2.analysis.state_space import (
     write_results,
 )
 from crbp_d2.core import ConfigurationError
+from crbp_d2.engine import run_command
 from tests.analysis.linear import images, linear_model, state_factor
 from tests.modeling.conftest import load_config  # noqa: F401  a fixture
 
@@ -104,10 +110,12 @@ def test_results_are_written_with_their_numbers(tmp_path):
         "settling": project(states_of(0.5)[0], N),
         "growing": project(states_of(1.05)[0], N),
     }
-    tests = write_results(tmp_path / "new", spaces)
-    assert tests["settling - growing"]["statistic"] == 1
+    relative, published = write_results(tmp_path / "new", spaces)
+    assert relative["settling - growing"]["statistic"] == 1
     content = json.loads((tmp_path / "new" / "state_space.json").read_text())
-    assert content["kolmogorov_smirnov"] == tests
+    assert content["kolmogorov_smirnov"] == relative
+    assert content["kolmogorov_smirnov_mean_square"] == published
+    assert relative != published
     assert content["runs"]["settling"]["steps"] == LAST
     points = np.load(tmp_path / "new" / "state_space.npz")
     assert np.array_equal(points["growing"], spaces["growing"].projected)
@@ -122,3 +130,94 @@ def test_states_of_several_tensors_show_their_first(load_config):  # noqa: F811
     records = [{**r, "image": 255 * r["image"][:1]} for r in images(5, size=12)]
     states = collect_states(model, [records], steps=6, samples=5)
     assert states.shape == (5, 6, 4) and np.abs(states[:, -1]).max() <= 1 and states.std() > 0
+
+
+@pytest.mark.parametrize("components", [2, 3])
+def test_the_published_distance_is_a_mean_square_on_the_components(components):
+    states = np.random.default_rng(2).normal(size=(7, 6, 3)).astype(np.float32)
+    space = project(states, 4, components)
+    fitted = states[:, :4].reshape(-1, 3)
+    axes = np.linalg.svd(fitted - fitted.mean(axis=0), full_matrices=False)[2][:components]
+    moved = (states[:, 5] - states[:, 3]) @ axes.T
+    assert space.mean_square == pytest.approx(np.mean(moved**2, axis=1), rel=1e-4)
+    assert space.projected.shape == (7, 6, components)
+    if components == 3:  # all of them: a rotation keeps lengths
+        size = np.linalg.norm(states[:, 3], axis=1)
+        assert space.mean_square == pytest.approx((space.distance * size) ** 2 / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("components", [1, 4])
+def test_components_that_there_are_not_are_refused(components):
+    states = np.zeros((5, 6, 3), dtype=np.float32)
+    with pytest.raises(ConfigurationError, match=f"{components} components: 20 states of 3 chan"):
+        project(states, 4, components)
+
+
+@pytest.fixture
+def runs(tmp_path, load_config):  # noqa: F811
+    """Folders of two trainings over other numbers of steps, 2 and 5, with random weights."""
+    folders = []
+    for trained in (2, 5):
+        keys = ("CRBP.CELL.CHANNELS", 4, "CRBP.CELL.KERNEL_SIZE", 3, "CRBP.SOLVER.SPREAD", 0)
+        cfg = load_config("quick/pathfinder_crbp.yaml", *keys, "CRBP.SOLVER.STEPS", trained)
+        folders.append(tmp_path / f"over_{trained}")
+        folders[-1].mkdir()
+        (folders[-1] / "config.yaml").write_text(cfg.dump())
+        torch.manual_seed(trained)
+        torch.save({"model": build_model(cfg).state_dict()}, folders[-1] / "model_final.pth")
+    return folders
+
+
+def mean_squares(folder, trained: int, last: int, samples: int):
+    """The published distance, from the cell itself and a singular value decomposition."""
+    run = load_run(str(folder))
+    batch = next(iter(scoring_batches(run.cfg, run.data_set, samples)))
+    states = []
+    with torch.no_grad():
+        images = torch.stack([record["image"] for record in batch])
+        drive = run.model.backbone((images - run.model.pixel_mean) / run.model.pixel_std)["stem"]
+        state = torch.zeros_like(drive)
+        for _ in range(last):
+            state = run.model.sem_seg_head.recurrence.cell(drive, state)
+            states.append(state.double().mean(dim=(2, 3)).numpy())
+    fitted = np.concatenate(states[:trained])
+    axes = np.linalg.svd(fitted - fitted.mean(axis=0), full_matrices=False)[2][:2]
+    return np.mean(((states[-1] - states[trained - 1]) @ axes.T) ** 2, axis=1)
+
+
+def test_runs_of_other_numbers_of_steps_are_asked_at_one_last_step(runs, tmp_path, capsys):
+    output = tmp_path / "out"
+    given = ["--last-step", "7", "--samples", "9", "--output", str(output)]
+    run_command("", COMMANDS, ["states", *map(str, runs), *given])
+    content = json.loads((output / "state_space.json").read_text())
+    squares = []
+    for folder, trained in zip(runs, (2, 5), strict=True):
+        found = content["runs"][folder.name]
+        assert (found["trained_steps"], found["steps"]) == (trained, 7)
+        squares.append(mean_squares(folder, trained, 7, 9))
+        assert found["mean_square"] == pytest.approx(squares[-1], rel=1e-3)
+        assert found["median_mean_square"] == pytest.approx(np.median(squares[-1]), rel=1e-3)
+    test = content["kolmogorov_smirnov_mean_square"]["over_2 - over_5"]
+    every = np.sort(np.concatenate(squares))
+    heights = [np.searchsorted(np.sort(one), every, side="right") / 9 for one in squares]
+    assert test["statistic"] == pytest.approx(np.abs(heights[0] - heights[1]).max())
+    assert test["p"] == pytest.approx(ks_2samp(*squares).pvalue)
+    assert "over_2 - over_5, mean square: KS statistic" in capsys.readouterr().out
+
+
+def test_a_last_step_before_the_trained_one_is_refused_before_anything_runs(runs, tmp_path, capsys):
+    output = tmp_path / "out"
+    for given, message in (
+        (["--last-step", "4"], "--last-step 4: b=.*over_5 was trained for 5 steps; give at least"),
+        (["--last-step", "20000"], "--last-step is 20,000: more than 10,000"),
+        (["--last-step", "7", "--factor", "3"], "not allowed with argument"),
+        (["--components", "1"], "--components must be at least 2, got 1"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run_command(
+                "",
+                COMMANDS,
+                ["states", f"a={runs[0]}", f"b={runs[1]}", *given, "--output", str(output)],
+            )
+        assert ended.value.code == 2 and re.search(message, capsys.readouterr().err)
+        assert not output.exists()

@@ -223,7 +223,7 @@ def test_runs_that_were_evaluated_before_are_drawn_beside_others(tmp_path, capsy
         ((both[1], both[1], "--output", tmp_path), "several runs are called second, third"),
         ((both[1], tmp_path / "c.csv", "--output", tmp_path), "have no scores in common"),
         ((both[1], "--output", tmp_path, "--steps", "3"), "only tables were given"),
-        ((both[1], "--output", tmp_path, "--published", "panoptic_R50"), "the runs have F1"),
+        ((both[1], "--output", tmp_path, "--published", "panoptic_R50"), "and the runs have F1"),
         ((both[1], "--output", tmp_path / "b.csv" / "x"), "b.csv is a file; name a folder"),
         ((both[1],), "name the --output folder"),
     ):

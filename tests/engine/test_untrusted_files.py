@@ -73,7 +73,8 @@ WEIGHTS = {
     "an array": ("a.pkl", lambda a, p: _pickled({"w": np.array([a], dtype=object)}, p)),
 }
 CONFIG = "OUTPUT_DIR: !!python/object/apply:os.mkdir [{canary}]\n"
-# How each tool is given config and weights, or a run's folder. The others read no such file.
+# How each tool is given weights, config and weights, or a run. The others read no such file.
+BY_FILE = {"convert_released.py": lambda f: [f.weights, f.folder / "out.pth"]}
 BY_CONFIG = {
     "benchmark.py data": lambda f: [f.config, "--batches", 1, "--rounds", 1],
     "train_net.py": lambda f: [
@@ -139,7 +140,7 @@ def refusal(files, monkeypatch, capsys):
 
     def call(tool: str, *more: object) -> str:
         name, *command = tool.split()
-        command += [*{**BY_CONFIG, **BY_RUN}[tool](files), *more]
+        command += [*{**BY_FILE, **BY_CONFIG, **BY_RUN}[tool](files), *more]
         monkeypatch.setattr(sys, "argv", [name, *map(str, command)])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(TOOLS / name), run_name="__main__")
@@ -158,7 +159,7 @@ def refusal(files, monkeypatch, capsys):
 
 
 def test_every_tool_is_known_to_read_models_or_not():
-    known = {tool.split()[0] for tool in (*BY_CONFIG, *BY_RUN)}
+    known = {tool.split()[0] for tool in (*BY_FILE, *BY_CONFIG, *BY_RUN)}
     assert {path.name for path in TOOLS.glob("*.py")} == known | NEITHER
     assert {f"analyze.py {name}" for name in COMMANDS} <= BY_RUN.keys()
 
@@ -187,6 +188,16 @@ def test_weights_are_read_without_running_them(tool, attack, files, refusal):
     write(Attack(files.canary), files.weights)
     more = () if tool == "train_net.py" else ("--opts", "MODEL.WEIGHTS", files.weights)
     assert f"MODEL.WEIGHTS {files.weights}: " in refusal(tool, *more)
+
+
+@pytest.mark.parametrize("attack", WEIGHTS)
+@pytest.mark.parametrize("tool", BY_FILE)
+def test_a_file_to_convert_is_read_without_running_it(tool, attack, files, refusal):
+    name, write = WEIGHTS[attack]
+    files.weights = files.folder / name
+    write(Attack(files.canary), files.weights)
+    assert f"{files.weights}: " in refusal(tool)
+    assert not (files.folder / "out.pth").exists()
 
 
 @pytest.mark.parametrize("attack", ["a tensor's place", "a pickle", "a zoo's file"])

@@ -8,6 +8,7 @@ examples:
   tools/analyze.py curves C-RBP=outputs/pathfinder_tiny_crbp BPTT=outputs/pathfinder_tiny_bptt \\
       --x images --output figures
   tools/analyze.py curves outputs/pathfinder_14_hgru --published pathfinder_14:crbp,bptt
+  tools/analyze.py curves outputs/pathfinder_14_hgru --x images --published learning_curves.csv
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--published",
         metavar="NAME[:MODEL,...]",
-        help=f"lay the paper's scores over the own ones; NAME is one of {', '.join(FINAL)}",
+        help=f"lay the paper's scores over the own ones; NAME is one of {', '.join(FINAL)}; or "
+        "FILE.csv of learning curves, with the columns source, model, images and F1 (0..1) or PQ "
+        "(%%)",
     )
     add_output(parser)
 

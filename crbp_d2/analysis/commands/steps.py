@@ -35,7 +35,8 @@ from crbp_d2.analysis.commands.arguments import (
     shared_folder,
 )
 from crbp_d2.analysis.outputs import find_recurrence
-from crbp_d2.analysis.published import PER_STEP, per_step
+from crbp_d2.analysis.published import PER_STEP
+from crbp_d2.analysis.published.overlays import Overlay, published_steps
 from crbp_d2.analysis.runs import (
     Run,
     check_runs,
@@ -83,8 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_batch_size(parser)
     parser.add_argument(
         "--published",
-        metavar="NAME",
-        help=f"lay the paper's curves over them: {' or '.join(PER_STEP)}",
+        metavar="NAME[:MODEL,...]",
+        help=f"lay published curves over them: {' or '.join(PER_STEP)}, or FILE.csv with the "
+        "columns source, model, step and F1 (0..1) or PQ (%%)",
     )
     parser.add_argument(
         "--check-repeated",
@@ -98,8 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See `crbp_d2.engine.Command`."""
-    if arguments.published:
-        per_step(arguments.published)
+    published = published_steps(arguments.published) if arguments.published else None
     folder = shared_folder(arguments)
     trained = [text for text in arguments.runs if split_label(text)[1].suffix != ".csv"]
     read = [_read(text) for text in arguments.runs if text not in trained]
@@ -115,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
             "that are evaluated"
         )
     for table in evaluated.values():
-        _require_kind(arguments.published, table.names)
+        _require_kind(published, table.names)
     check_runs(trained, arguments.opts, data_sets=arguments.dataset)
     notes: list[str] = []
     for text in trained:
@@ -123,25 +124,27 @@ def run(arguments: argparse.Namespace) -> None:
         names = CONTOUR if is_pathfinder(one.data_set) else PANOPTIC
         if any(other.names != names for other in evaluated.values()):
             raise ConfigurationError(_OF_TWO_KINDS)
-        _require_kind(arguments.published, names)
+        _require_kind(published, names)
         evaluated[one.label] = _evaluate(one, arguments, notes)
         # What is done is kept, should a later one fail.
-        _write(folder, evaluated, arguments.published)
+        _write(folder, evaluated, published)
     if not trained:
-        _write(folder, evaluated, arguments.published)
+        _write(folder, evaluated, published)
     lines = [*_table(evaluated), "", *notes, f"Scores and figure: {folder}/steps.*"]
     say("\n".join(lines) + "\n")
 
 
-def _write(folder: Path, evaluated: Mapping[str, Evaluated], published: str | None) -> None:
+def _write(folder: Path, evaluated: Mapping[str, Evaluated], published: Overlay | None) -> None:
     write_csv(folder / "steps.csv", evaluated)
-    curves = per_step(published) if published else None
+    curves = published.curves if published else None
     write_figure(folder / "steps", curves_of(evaluated), curves)
 
 
-def _require_kind(published: str | None, names: Sequence[str]) -> None:
-    if published and published.startswith("pathfinder") != (tuple(names) == CONTOUR):
-        raise ConfigurationError(f"--published {published}: the runs have {', '.join(names)}")
+def _require_kind(published: Overlay | None, names: Sequence[str]) -> None:
+    if published and published.score not in names:
+        raise ConfigurationError(
+            f"--published has {published.score}, and the runs have {', '.join(names)}"
+        )
 
 
 _OF_TWO_KINDS = "contour and panoptic models have no scores in common: draw them apart"

@@ -8,7 +8,12 @@ from importlib.resources import files
 
 from crbp_d2.core import ConfigurationError
 
-FINAL = ("panoptic_R50", "panoptic_R101", "pathfinder_14", "pathfinder_20", "pathfinder_25")
+SOURCE = "Linsley et al. 2020"
+"""Of all scores here."""
+FINAL = (
+    *("panoptic_R50", "panoptic_R101", "pathfinder_14", "pathfinder_20", "pathfinder_25"),
+    *("pathfinder_14_kernel_3", "pathfinder_14_kernel_5", "pathfinder_14_kernel_9"),
+)
 """Names of `final_scores`."""
 PER_STEP = ("panoptic_R50", "pathfinder_14")
 """Names of `per_step`."""
@@ -86,7 +91,7 @@ def final_scores(name: str) -> dict[str, float]:
 
     Args:
         name: of `FINAL`. `panoptic_*`: PQ in percent on COCO val2017; `pathfinder_*`: validation
-            F1 in 0..1 with kernels of 15 pixels.
+            F1 in 0..1, with kernels of 15 pixels if it says no others.
 
     Returns:
         Algorithm, as the files name it -> score.
@@ -103,10 +108,11 @@ def final_scores(name: str) -> dict[str, float]:
             if row["backbone"] == variant
         ]
     else:
+        dataset, _, size = name.partition("_kernel_")
         pairs = [
             (one.algorithm, one.best)
             for one in pathfinder_f1()
-            if one.dataset == name and one.kernel_size == PAPER_KERNEL_SIZE
+            if one.dataset == dataset and one.kernel_size == int(size or PAPER_KERNEL_SIZE)
         ]
     best: dict[str, float] = {}
     for algorithm, score in pairs:
