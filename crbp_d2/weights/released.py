@@ -1,7 +1,7 @@
 """Checkpoints of the code that was released with the paper, under this project's names.
 
 Of the panoptic models (mask head `RecurrentMaskRCNNConvUpsampleHead`) and the hGRU of Pathfinder.
-Nothing is computed but the three coefficients of the latter's output, see `_fold`.
+Weights get other names, and two biases another shape; none is computed.
 
 Symbols of shapes: C channels of the state, E kernel of the circuit, F kernel of the stem, K
 classes, D channels after the deconvolution; Q is C / 4, H is C / 2.
@@ -198,38 +198,20 @@ def _contour_model(weights: Weights) -> Converted:
     sizes = _sizes(_below(used, "unit1."), stem=used.get("conv0.weight"))
     own, problems = _renamed(used, rules, sizes)
     _require_none(problems)
-    _fold(own, prefix)
     keys = {
         "CRBP.CELL.NAME": "hgru",
         "CRBP.CELL.CHANNELS": sizes["C"],
         "CRBP.CELL.KERNEL_SIZE": sizes["E"],
-        "CRBP.CELL.NORM": "IN",
+        "CRBP.CELL.NORM": "BatchBN",
+        "CRBP.CELL.NORM_EPS": 1e-3,
+        "CRBP.CELL.OWN_GAMMA": True,
         "CRBP.CELL.RECTIFY_STATE": True,
         "MODEL.BACKBONE.KERNEL_SIZE": sizes["F"],
-        "MODEL.SEM_SEG_HEAD.OUTPUT_NORM": "IN",
+        "MODEL.SEM_SEG_HEAD.OUTPUT_NORM": "BatchBN",
+        "MODEL.SEM_SEG_HEAD.OUTPUT_NORM_EPS": 1e-3,
+        "TEST.IMS_PER_BATCH": 128,
     }
     return Converted(own, keys)
-
-
-def _fold(weights: dict[str, Tensor], prefix: str) -> None:
-    """Express the output of the released hGRU, in place, in the two coefficients of the paper's.
-
-    `kappa S + gamma C + w S C` is `nu (S + C') + omega S C'` with `nu = kappa`, `C' = C gamma /
-    kappa`, which scale and shift of the norm give, and `omega = w kappa / gamma`.
-    """
-    gamma = weights.pop(f"{prefix}gamma").double()
-    nu, omega = weights[f"{prefix}nu"], weights[f"{prefix}omega"]
-    ratio = gamma / nu.double()
-    folded = {f"{prefix}omega": omega.double() / ratio}
-    for part in ("weight", "bias"):
-        name = f"{prefix}facilitation_norm.{part}"
-        folded[name] = weights[name].double() * ratio.flatten()
-    _require_none(
-        f"unit1.kappa, unit1.gamma: channel {channel} has {float(nu[channel])} and "
-        f"{float(gamma[channel])}, whose ratio can't be expressed here"
-        for channel in (~(ratio.isfinite() & (ratio != 0))).flatten().nonzero().flatten().tolist()
-    )
-    weights.update({name: value.to(weights[name].dtype) for name, value in folded.items()})
 
 
 def _output_norm(head: Weights) -> str:
