@@ -24,4 +24,5 @@ def own_log() -> Iterator[None]:
             logger.removeHandler(handler)
             handler.close()
         logger.propagate = True
+        logger.setLevel(logging.NOTSET)
     setup_logger.cache_clear()
