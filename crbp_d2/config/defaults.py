@@ -128,7 +128,7 @@ def add_crbp_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.FOCAL_DETACHED = False
     # Contour models: probability that an untrained model gives to a contour, in (0, 1).
     cfg.MODEL.SEM_SEG_HEAD.PRIOR = 0.01
-    # Contour models: standard deviation of the readout's weights before training (released: 0.31).
+    # Contour models: standard deviation of the readout's weights before training (released: 0.272).
     cfg.MODEL.SEM_SEG_HEAD.READOUT_STD = 0.01
     # FeedForwardSemSegHead, the recurrent head's rival: layers.
     cfg.MODEL.SEM_SEG_HEAD.LAYERS = 6

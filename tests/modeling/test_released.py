@@ -141,13 +141,13 @@ def test_a_detached_focal_factor_leaves_the_value_and_weighs_the_cross_entropy(g
 
 def test_the_released_readout_starts_undecided_and_wide(load_config):
     keys = (
-        *("MODEL.SEM_SEG_HEAD.PRIOR", 0.5, "MODEL.SEM_SEG_HEAD.READOUT_STD", 0.31),
+        *("MODEL.SEM_SEG_HEAD.PRIOR", 0.5, "MODEL.SEM_SEG_HEAD.READOUT_STD", 0.272),
         *("MODEL.SEM_SEG_HEAD.FOCAL_DETACHED", True, "CRBP.CELL.CHANNELS", 256),
         *("CRBP.CELL.KERNEL_SIZE", 1),
     )
     head = tiny_model(load_config, *keys).sem_seg_head
     assert not head.readout.predictor.bias.any() and head.focal_detached
-    assert float(head.readout.predictor.weight.detach().std()) == pytest.approx(0.31, rel=0.1)
+    assert float(head.readout.predictor.weight.detach().std()) == pytest.approx(0.272, rel=0.1)
     with pytest.raises(ConfigurationError, match=r"READOUT_STD must be at least 0, got -1.0"):
         tiny_model(load_config, "MODEL.SEM_SEG_HEAD.READOUT_STD", -1.0)
 
@@ -197,7 +197,7 @@ ALL_OF_IT = (
     *BATCH_STATISTICS,
     *("CRBP.CELL.NORM_SCALE", 0.1, "CRBP.CELL.RECTIFY_STATE", True),
     *("CRBP.CELL.GATE_BIAS", "released", "CRBP.CELL.CHRONO_STEPS", 8),
-    *("MODEL.SEM_SEG_HEAD.PRIOR", 0.5, "MODEL.SEM_SEG_HEAD.READOUT_STD", 0.31),
+    *("MODEL.SEM_SEG_HEAD.PRIOR", 0.5, "MODEL.SEM_SEG_HEAD.READOUT_STD", 0.272),
     *("MODEL.SEM_SEG_HEAD.FOCAL_DETACHED", True, "MODEL.BACKBONE.BIAS", "uniform"),
 )
 SERIES = ("CRBP.ADJOINT.STOPPING", "released", "CRBP.ADJOINT.NORM_CAP", 1.0)
