@@ -90,6 +90,12 @@ PEERS = (
     of_project(
         "Anderson 20, Anderson 15", "rbp", 20, solver=_ANDERSON, adjoint=_adjoint("anderson", 15)
     ),
+    of_project(
+        "plain 20, Neumann as released",
+        "rbp",
+        20,
+        adjoint=_adjoint("neumann", 15, stopping="released", norm_cap=1.0),
+    ),
     of_project("plain 20, one step (jfb)", "jfb", 20),
     of_project("BPTT 20", "bptt", 20),
     of_torchdeq("torchdeq: fixed point 20, 15", "fixed_point_iter", 20, 15),

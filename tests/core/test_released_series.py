@@ -15,7 +15,7 @@ from tests.core.test_gradients import distance, estimated
 class ScaledCell(nn.Module):
     """`F(x, h) = x + a h`: the adjoint of `x` is the sum of `a^k g0`."""
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, factor: float | list[list[float]]) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
 
@@ -23,7 +23,9 @@ class ScaledCell(nn.Module):
         return drive + self.factor * state
 
 
-def adjoint(incoming: list[float], *, factor: float = 0.5, **options) -> list[float]:
+def adjoint(
+    incoming: list[float], *, factor: float | list[list[float]] = 0.5, **options
+) -> list[float]:
     """What arrives at the drive, a number for each sample."""
     drive = torch.zeros(len(incoming), 1, dtype=torch.float64, requires_grad=True)
     options = {"terms": 100, "tolerance": 0.0, "norm_cap": 1.0, **options}
@@ -50,21 +52,22 @@ def test_the_released_series_is_one_for_all_samples():
     assert adjoint([0.8, 0.1], norm_cap=None) == pytest.approx([1.6, 0.2])
 
 
-def test_the_released_series_ends_at_an_absolute_size_of_a_term():
+def test_the_released_series_ends_before_a_term_below_an_absolute_size():
     found = adjoint([3e-9, 0.0], stopping="released")
-    assert found == pytest.approx([3e-9 + 1.5e-9 + 0.75e-9, 0], rel=1e-12)
-    # Two samples have a term of twice the size in four times as many.
+    assert found == pytest.approx([3e-9 + 1.5e-9, 0], rel=1e-12)
+    # Four samples have a term of twice the size.
     found = adjoint([3e-9] * 4, stopping="released")
-    assert found == pytest.approx([3e-9 + 1.5e-9 + 0.75e-9 + 0.375e-9] * 4, rel=1e-12)
+    assert found == pytest.approx([3e-9 + 1.5e-9 + 0.75e-9] * 4, rel=1e-12)
 
 
-def test_the_released_series_goes_on_with_terms_that_grow_up_to_the_cap():
-    options = {"factor": 1.5, "stopping": "released"}
-    assert adjoint([0.1], **options) == pytest.approx([0.1 + 0.15 + 0.225 + 0.3375])
-    assert adjoint([0.1], factor=1.5) == [0.1]
-    assert adjoint([0.1], **options, norm_cap=None, terms=9) == pytest.approx(
-        [0.1 * sum(1.5**k for k in range(10))]
-    )
+def test_the_released_series_ends_before_a_term_that_is_larger_over_the_batch():
+    assert adjoint([0.1], factor=1.5, stopping="released") == [0.1]
+    assert adjoint([0.1], factor=1.5, stopping="released", norm_cap=None) == [0.1]
+    # The terms of the first sample grow, those of both together do at the third.
+    factors = [[1.5], [0.1]]
+    found = adjoint([0.01, 0.3], factor=factors, stopping="released")
+    assert found == pytest.approx([0.01 + 0.015 + 0.0225, 0.3 + 0.03 + 0.003])
+    assert adjoint([0.01, 0.3], factor=factors, norm_cap=None) == pytest.approx([0.01, 1 / 3])
 
 
 def test_without_a_cap_the_released_series_is_the_same_series():

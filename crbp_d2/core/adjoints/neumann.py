@@ -31,9 +31,9 @@ class Neumann(Equilibrium):
 
     The released code of Linsley et al. 2020 has one series for the batch of a process and one norm
     over all of it (`stopping="released"`, with `norm_cap=1.0`): it ends before the term with which
-    the norm of the *running sum* would exceed the cap, in units of the loss, and with a term whose
-    own norm is 1e-9 or less. That silently gives the one-step gradient whenever the loss, or an AMP
-    loss scale, is large.
+    the norm of the *running sum* would exceed the cap, in units of the loss, or whose own norm is
+    larger than that of the term before, or below 1e-9. That silently gives the one-step gradient
+    whenever the loss, or an AMP loss scale, is large.
 
     Attributes:
         terms: `K >= 0`; 0 gives the one-step gradient.
@@ -119,7 +119,8 @@ class Neumann(Equilibrium):
     ) -> Parts:
         total, vector, previous = g0, g0, sample_norm(g0)
         # One value for all samples, kept for each of them, as reports have it.
-        active = (_batch_norm(g0, scale) > 0).expand(previous.shape)
+        longest = _batch_norm(g0, scale)
+        active = (longest > 0).expand(previous.shape)
         used = torch.zeros_like(previous)
         ratio = torch.full_like(previous, float("nan"))
         diverged = torch.zeros_like(active)
@@ -131,12 +132,12 @@ class Neumann(Equilibrium):
             vector = where_samples(active, vjp(vector))
             size, following = sample_norm(vector), _sum(total, vector)
             ratio = torch.where(active & (previous > 0), size / previous, ratio)
-            norm = _batch_norm(following, scale)
-            diverged = diverged | (active & ~torch.isfinite(norm))
-            active = active & torch.isfinite(norm) & (norm <= cap)
+            norm, length = _batch_norm(following, scale), _batch_norm(vector, scale)
+            shrinks = torch.isfinite(norm) & (length <= longest)
+            diverged = diverged | (active & ~shrinks)
+            active = active & shrinks & (norm <= cap) & (length >= LEAST_TERM)
             total, used = where_samples(active, following, total), used + active
-            active = active & (_batch_norm(vector, scale) > LEAST_TERM)
-            previous = size
+            previous, longest = size, length
         report.terms, report.contraction_ratio, report.diverged = used, ratio, diverged
         return total
 
