@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError
 from crbp_d2.data.files import explained
+
+TRACEBACK = "CRBP_D2_TRACEBACK"
+"""Environment variable: set, every failure ends with its traceback."""
 
 
 def told(error: BaseException) -> str:
@@ -13,8 +18,10 @@ def told(error: BaseException) -> str:
 
     Args:
         error: a mistake's message stays as it is. The operating system's errors get a cure, others
-            become one line.
+            become one line. All need their traceback where `CRBP_D2_TRACEBACK` is set.
     """
+    if os.environ.get(TRACEBACK):
+        return ""
     if isinstance(error, (ConfigurationError, DatasetError)):
         return str(error)
     if isinstance(error, OSError):

@@ -26,7 +26,6 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import crbp_d2.modeling  # noqa: F401  registers heads and backbone
-from crbp_d2.config import keys_of, value_of
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
@@ -37,6 +36,7 @@ from crbp_d2.mistakes import told
 from crbp_d2.weights import UnreadableError, read_checkpoint, said
 
 from .best import KeepBest
+from .building import reason_not_built
 from .checkpoint import FINAL, Checkpointer
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
@@ -141,20 +141,19 @@ class Trainer(DefaultTrainer):
         """Detectron2's model of a config.
 
         Raises:
-            ConfigurationError: a part of an unknown name is asked for.
+            ConfigurationError: a part of an unknown name is asked for, or one that can't be with a
+                value that the config has.
         """
         try:
             model: torch.nn.Module = super().build_model(cfg)
-        except KeyError as error:
-            name = error.args[0]
-            for key in keys_of(cfg):
-                if key.endswith("IN_FEATURES") and name in value_of(cfg, key):
-                    raise ConfigurationError(
-                        f"{key} has {name!r}: there is no map of that name; correct it"
-                    ) from error
-            if "registry" not in str(error):
+        except ConfigurationError:
+            raise
+        # What is raised depends on the part.
+        except Exception as error:
+            reason = "" if told(error) else reason_not_built(error, cfg)
+            if not reason:
                 raise
-            raise ConfigurationError(f"a NAME or META_ARCHITECTURE: {name}") from error
+            raise ConfigurationError(reason) from error
         return model
 
     @classmethod
