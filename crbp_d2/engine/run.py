@@ -47,6 +47,7 @@ from .folder import begin_anew, beginning, claim, end_cut_line, release
 from .keys import check_keys, require_device, require_scored
 from .trainer import Trainer
 from .weights import load_model
+from .writing import close_failed_logs
 
 logger = logging.getLogger(__name__)
 
@@ -262,6 +263,7 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
     try:
         return _evaluate(cfg, args) if args.eval_only else _train(cfg, args)
     finally:
+        close_failed_logs()
         release(cfg.OUTPUT_DIR)
 
 

@@ -23,6 +23,7 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 
 import crbp_d2.modeling  # noqa: F401  registers heads and backbone
@@ -41,6 +42,7 @@ from .checkpoint import FINAL, Checkpointer
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
 from .stopping import EvaluateTrained, StopWhenAsked, batches, evaluated
+from .writing import end_after_failure, failing_once
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +115,8 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self._last_eval_results: Mapping[str, Any] = {}
+        # Of other processes than the main one none.
+        self._writers: list[EventWriter] = []
         self.register_hooks(self.build_hooks())
 
     @staticmethod
@@ -221,6 +225,11 @@ class Trainer(DefaultTrainer):
             hooks.insert(0, SeedIterations(self.cfg.SEED))
         return [*hooks, StopWhenAsked()]
 
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, of the console, `metrics.json` and TensorBoard."""
+        self._writers = super().build_writers()
+        return self._writers
+
     def _score_and_draw(self) -> Mapping[str, Any]:
         """The scores of the model as it is, whose pictures go to `predictions` and TensorBoard."""
         results: Mapping[str, Any] = self.test(self.cfg, self.model)
@@ -286,10 +295,8 @@ class Trainer(DefaultTrainer):
             Interrupted: a signal came.
             OSError: what is logged or saved can't be written.
         """
-        loop = logging.getLogger(TrainerBase.__module__)
-        loop.addFilter(_without_traceback)
         try:
-            with handling(), deferring():
+            with failing_once(), handling(), deferring():
                 if self.start_iter >= self.max_iter and not self._is_final_whole():
                     self.checkpointer.save(FINAL, iteration=self.iter)
                 super().train()
@@ -299,13 +306,20 @@ class Trainer(DefaultTrainer):
             raise OSError(error.errno, error.strerror, self.cfg.OUTPUT_DIR) from error
         finally:
             self._batches.close()
-            loop.removeFilter(_without_traceback)
         if not self._is_final_whole():
             raise ConfigurationError(
                 f"{self._final}: can't be read back, or is of another training; is the disk sound, "
                 "and does nobody else write there? --resume writes it anew"
             )
         return self._last_eval_results
+
+    def after_train(self) -> None:
+        """Detectron2's, of which nothing hides a failure of the training."""
+        if self.iter >= self.max_iter:
+            super().after_train()
+            return
+        self.storage.iter = self.iter
+        end_after_failure(self._hooks, self._writers)
 
     @property
     def _final(self) -> str:
@@ -321,9 +335,3 @@ class Trainer(DefaultTrainer):
             logger.warning("%s: %s", self._final, error)
             return False
         return bool(stored.get("iteration") == max(self.start_iter, self.max_iter) - 1)
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Leaves failures that a line tells to the end of the program, which says it."""
-    failure = record.exc_info[1] if record.exc_info else None
-    return failure is None or not told(failure)
