@@ -25,6 +25,8 @@ from crbp_d2.weights import (
     said,
 )
 
+from .state import StateError
+
 logger = logging.getLogger(__name__)
 
 FINAL = "model_final"
@@ -84,6 +86,8 @@ class Checkpointer(DetectionCheckpointer):
             self._query = urlparse(path).query
         try:
             rest: dict[str, Any] = super().load(path, checkpointables)
+        except StateError as error:
+            raise UnreadableError(f"{self._source}: {error}; take another one") from error
         finally:
             # Left behind when loading fails, it would let the next call fail as well.
             self._parsed_url_during_load = None

@@ -41,6 +41,7 @@ from .building import reason_not_built
 from .checkpoint import FINAL, Checkpointer
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind
+from .state import StateError, require_same_form, require_sound
 from .stopping import EvaluateTrained, StopWhenAsked, batches, evaluated
 from .writing import end_after_failure, failing_once
 
@@ -262,27 +263,29 @@ class Trainer(DefaultTrainer):
         """Take over optimizer, schedule and iteration of a checkpoint.
 
         Raises:
+            StateError: they are none.
             ConfigurationError: they are of a training that this one can't go on with.
         """
-        own = self._trainer.state_dict()
+        own = self.state_dict()
         try:
             stored = state_dict["_trainer"]
-            if own.keys() - stored.keys():
+            if own["_trainer"].keys() - stored.keys():
                 raise ConfigurationError(
                     "the checkpoint was written without SOLVER.AMP.ENABLED: resume without it"
                 )
-            if type(state_dict["iteration"]) is not int or state_dict["iteration"] < 0:
-                raise ValueError(f"iteration {state_dict['iteration']!r}")
             require_same_kind(stored["optimizer"], self.optimizer)
+            require_sound(stored["optimizer"], self.optimizer)
+            own["_trainer"].pop("optimizer")
+            require_same_form(state_dict, own, "trainer")
             kept = kept_settings(stored["optimizer"], self.optimizer)
             super().load_state_dict(state_dict)
+        except StateError as error:
+            raise StateError(f"holds no state of such a training ({error})") from error
         except ConfigurationError as error:
             raise ConfigurationError(f"--resume: {error}") from error
         # Of whatever form the file is.
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"--resume: the checkpoint holds no state of such a training ({said(error)})"
-            ) from error
+            raise StateError(f"holds no state of such a training ({said(error)})") from error
         if kept:
             logger.warning("The resumed training keeps %s of its checkpoint", ", ".join(kept))
 
