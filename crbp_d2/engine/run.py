@@ -47,7 +47,7 @@ from .folder import begin_anew, beginning, claim, end_cut_line, release
 from .keys import check_keys, require_device, require_scored
 from .trainer import Trainer
 from .weights import load_model
-from .writing import close_failed_logs
+from .writing import close_failed_logs, require_no_pipes
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +182,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = read_config(args.config_file, args.opts)
     make_paths_absolute(cfg)
+    require_no_pipes(cfg.OUTPUT_DIR)
     if not args.eval_only and comm.is_main_process():
         claim(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="crbp_d2")

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
+import os
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils.events import EventWriter
 
+from crbp_d2.core import ConfigurationError
 from crbp_d2.mistakes import told
+
+from .checkpoint import EARLIER, IS_PIPE, TAG
+from .folder import LOCK, METRICS
+
+_GOES_ON = (EARLIER, LOCK, METRICS, TAG)
 
 
 @contextlib.contextmanager
@@ -48,6 +55,18 @@ def end_after_failure(hooks: Iterable[HookBase], writers: Iterable[EventWriter])
             writer.close()
 
 
+def require_no_pipes(folder: str | Path) -> None:
+    """Refuse pipes in the place of what a run reads or goes on with in its folder: each would be
+    waited for without a word.
+
+    Raises:
+        ConfigurationError: naming the first.
+    """
+    for path in (*Path(folder).glob("log.txt*"), *(Path(folder) / name for name in _GOES_ON)):
+        if path.is_fifo():
+            raise ConfigurationError(f"{path}: {IS_PIPE}")
+
+
 def close_failed_logs() -> None:
     """End the logs in files that can't be written: what is left of them would fail once more when
     the program ends."""
@@ -62,7 +81,8 @@ def close_failed_logs() -> None:
 
 
 def _is_in_a_file(handler: logging.StreamHandler[Any]) -> bool:
-    return handler.stream not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    # The name of a standard stream is in angle brackets.
+    return os.path.isabs(str(getattr(handler.stream, "name", "")))
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
