@@ -30,8 +30,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from crbp_d2.analysis.arms import distinct_seeds
 from crbp_d2.analysis.commands.arguments import at_least_one, require_folder
 from crbp_d2.analysis.comparison import Outcome, read_comparison, train_all
@@ -41,6 +39,7 @@ from crbp_d2.data.storage import write_whole
 from crbp_d2.launch import run_alone
 from crbp_d2.mistakes import told
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def main() -> None:
@@ -75,7 +74,7 @@ def main() -> None:
             if isinstance(outcome, Failed):
                 failed.append(outcome)
                 # The others may take days.
-                tqdm.write(f"failed: {outcome.label}: {outcome.reason}", file=sys.stderr)
+                tqdm.tell(f"failed: {outcome.label}: {outcome.reason}")
             else:
                 found.append(outcome)
     except (ValueError, KeyError, OSError) as error:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from tqdm import tqdm
-
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.commands.arguments import (
     add_scoring,
@@ -25,6 +23,7 @@ from crbp_d2.analysis.commands.arguments import (
 from crbp_d2.analysis.runs import load_runs
 from crbp_d2.analysis.state_space import collect_states, project, write_results
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from panopticapi.utils import id2rgb
 from PIL import Image
-from tqdm import tqdm
+
+from crbp_d2.progress import tqdm
 
 from ..fields import Json, relative_path, text
 from ..files import naming, png_names, save_image
