@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+from typing import NoReturn
 
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError
@@ -10,6 +12,20 @@ from crbp_d2.data.files import explained
 
 TRACEBACK = "CRBP_D2_TRACEBACK"
 """Environment variable: set, every failure ends with its traceback."""
+
+
+def refuse(parser: argparse.ArgumentParser, error: Exception) -> NoReturn:
+    """End a program as for a wrong option, with what is told of an error and the code 2.
+
+    Args:
+        parser: of its command line.
+        error: a mistake in what was given; raised again where `CRBP_D2_TRACEBACK` is set.
+    """
+    if os.environ.get(TRACEBACK):
+        raise error
+    # A KeyError puts its message in quotes.
+    usual = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    parser.error(told(error) or usual)
 
 
 def told(error: BaseException) -> str:

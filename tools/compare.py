@@ -37,7 +37,7 @@ from crbp_d2.analysis.comparison_table import markdown
 from crbp_d2.analysis.processes import Failed
 from crbp_d2.data.storage import write_whole
 from crbp_d2.launch import run_alone
-from crbp_d2.mistakes import told
+from crbp_d2.mistakes import refuse
 from crbp_d2.output import say
 from crbp_d2.progress import tqdm
 
@@ -78,7 +78,7 @@ def main() -> None:
             else:
                 found.append(outcome)
     except (ValueError, KeyError, OSError) as error:
-        parser.error(told(error) or str(error.args[0] if error.args else error))
+        refuse(parser, error)
     table = "\n".join(markdown(comparison, found)) + "\n"
     write_whole(output / "table.md", table.encode())
     say(table)

@@ -54,6 +54,7 @@ from crbp_d2.config import require_few_steps
 from crbp_d2.core import ConfigurationError
 from crbp_d2.evaluation.segments import Keep, root_of, writing_segments
 from crbp_d2.launch import run_alone
+from crbp_d2.mistakes import refuse
 from crbp_d2.output import remark, say
 from crbp_d2.progress import tqdm
 
@@ -106,7 +107,7 @@ def main() -> None:
         draw = draw_contours if is_contour_model(runs[0]) else draw_panoptic
         draw(arguments, runs, paths)
     except (KeyError, ValueError) as error:
-        parser.error(str(error.args[0] if error.args else error))
+        refuse(parser, error)
     say(f"{arguments.output}\n")
 
 

@@ -26,6 +26,7 @@ from crbp_d2.analysis.images import read_each
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import ConfigurationError
 from crbp_d2.launch import run_alone
+from crbp_d2.mistakes import refuse
 from crbp_d2.output import say
 from crbp_d2.progress import tqdm
 
@@ -52,7 +53,7 @@ def main() -> None:
     try:
         write(arguments)
     except (KeyError, ValueError) as error:
-        parser.error(str(error.args[0] if error.args else error))
+        refuse(parser, error)
 
 
 def write(arguments: argparse.Namespace) -> None:

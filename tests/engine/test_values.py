@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -14,7 +16,7 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.engine import Trainer, argument_parser, prepare, setup
 from crbp_d2.engine.keys import check_keys
 from crbp_d2.engine.values import CHANNELS, CHOICES, LARGEST_SEED
-from crbp_d2.mistakes import TRACEBACK, told
+from crbp_d2.mistakes import TRACEBACK, refuse, told
 from tests.data.shapes_data import registered_shapes
 from tests.engine.runs import trainer_of
 from tests.modeling.conftest import CONFIGS
@@ -216,8 +218,13 @@ def test_a_fault_of_a_part_keeps_its_traceback(monkeypatch, tmp_path):
 def test_a_variable_shows_every_traceback(monkeypatch):
     error = ConfigurationError("MODEL.RESNETS.DEPTH is 51")
     assert told(error) == str(error)
+    parser = argparse.ArgumentParser()
+    with pytest.raises(SystemExit):
+        refuse(parser, error)
     monkeypatch.setenv(TRACEBACK, "1")
     assert told(error) == ""
+    with pytest.raises(ConfigurationError):
+        refuse(parser, error)
 
 
 def test_no_folder_is_refused_before_a_log_is_opened(tmp_path, monkeypatch):
