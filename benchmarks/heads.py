@@ -22,7 +22,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 import crbp_d2.modeling  # noqa: F401  registers the recurrent mask head
-from benchmarks.kept import kept
+from benchmarks.kept import kept, require_trained
 from benchmarks.memory import bytes_saved_by
 from benchmarks.roi_features import RoIs
 from crbp_d2.analysis.arms import Arm, read_arms, read_outcome, read_yaml, require_keys
@@ -151,10 +151,10 @@ def trained_head(
 
     def train() -> dict[str, Any]:
         milliseconds, saved = _train(head, bench, rois, seed, progress)
-        costs = {"milliseconds": milliseconds, "saved_bytes": saved}
-        return {"model": head.state_dict(), **costs}
+        return dict(model=head.state_dict(), milliseconds=milliseconds, saved_bytes=saved)
 
-    found = kept(folder, "mask_head", settings, train)
+    require = partial(require_trained, head, ("milliseconds", "saved_bytes"))
+    found = kept(folder, "mask_head", settings, train, require)
     head.load_state_dict(found["model"])
     return TrainedHead(head.eval(), found["milliseconds"], found["saved_bytes"])
 

@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.kept import kept
+from benchmarks.kept import kept, require_tensors
 from crbp_d2.analysis.runs import Run
 from crbp_d2.analysis.true_boxes import true_mapper
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import ensure_prepared
+from crbp_d2.weights import UnreadableError
 
 TOUCHING = 2
 """Pixels of the image between objects that touch, at most."""
@@ -110,7 +112,32 @@ def cached_rois(
     def collect() -> dict[str, Any]:
         return {"model": vars(collect_rois(run, names, how, progress=progress))}
 
-    return RoIs(**kept(run.folder, "roi_features", settings, collect)["model"])
+    require = partial(_require_rois, run, how)
+    return RoIs(**kept(run.folder, "roi_features", settings, collect, require)["model"])
+
+
+def _require_rois(run: Run, how: Collection, found: dict[str, Any]) -> None:
+    """Refuse what `collect_rois` would not return for a model.
+
+    Raises:
+        UnreadableError: naming what is wrong.
+    """
+    stored, model = found["model"], run.model
+    classes = stored.get("classes")
+    count = len(classes) if isinstance(classes, Tensor) and classes.dim() else 0
+    size = how.resolution or _pooler_of(run).output_size[0]
+    channels = model.backbone.output_shape()[model.roi_heads.mask_in_features[0]].channels
+    forms = {
+        "features": (torch.float32, (count, channels, size, size)),
+        "masks": (torch.bool, (count, 2 * size, 2 * size)),
+        "classes": (torch.int64, (count,)),
+        "touching": (torch.bool, (count,)),
+        "elongation": (torch.float32, (count,)),
+    }
+    require_tensors(stored, forms)
+    most = run.cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if not count or not bool(((stored["classes"] >= 0) & (stored["classes"] < most)).all()):
+        raise UnreadableError(f"classes must be numbers below {most}, and at least one")
 
 
 def collect_rois(
@@ -132,9 +159,7 @@ def collect_rois(
         ConfigurationError: the model has no mask head, or the data no objects.
     """
     model = run.model
-    if not hasattr(getattr(model, "roi_heads", None), "mask_pooler"):
-        raise ConfigurationError(f"{run.label}: has no mask head on RoI features")
-    pooler = copy.deepcopy(model.roi_heads.mask_pooler)
+    pooler = copy.deepcopy(_pooler_of(run))
     if how.resolution is not None:
         for level in (pooler, *pooler.level_poolers):
             level.output_size = (how.resolution, how.resolution)
@@ -172,6 +197,12 @@ def collect_rois(
     return RoIs(
         **{name: torch.cat([getattr(one, name) for one in parts]) for name in vars(parts[0])}
     )
+
+
+def _pooler_of(run: Run) -> Any:
+    if not hasattr(getattr(run.model, "roi_heads", None), "mask_pooler"):
+        raise ConfigurationError(f"{run.label}: has no mask head on RoI features")
+    return run.model.roi_heads.mask_pooler
 
 
 def _whole_masks(truth: Instances) -> Tensor:

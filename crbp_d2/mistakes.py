@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+from typing import NoReturn
+
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import DatasetError
 from crbp_d2.data.files import explained
+
+TRACEBACK = "CRBP_D2_TRACEBACK"
+"""Environment variable: set, every failure ends with its traceback."""
+
+
+def refuse(parser: argparse.ArgumentParser, error: Exception) -> NoReturn:
+    """End a program as for a wrong option, with what is told of an error and the code 2.
+
+    Args:
+        parser: of its command line.
+        error: a mistake in what was given; raised again where `CRBP_D2_TRACEBACK` is set.
+    """
+    if os.environ.get(TRACEBACK):
+        raise error
+    # A KeyError puts its message in quotes.
+    usual = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    parser.error(told(error) or usual)
 
 
 def told(error: BaseException) -> str:
@@ -13,8 +34,10 @@ def told(error: BaseException) -> str:
 
     Args:
         error: a mistake's message stays as it is. The operating system's errors get a cure, others
-            become one line.
+            become one line. All need their traceback where `CRBP_D2_TRACEBACK` is set.
     """
+    if os.environ.get(TRACEBACK):
+        return ""
     if isinstance(error, (ConfigurationError, DatasetError)):
         return str(error)
     if isinstance(error, OSError):

@@ -20,6 +20,7 @@ from crbp_d2.data.parallel import add_workers_option
 from crbp_d2.data.pathfinder import preset, write_images
 from crbp_d2.data.pathfinder.sheet import write_contact_sheet
 from crbp_d2.launch import run_alone
+from crbp_d2.mistakes import refuse
 from crbp_d2.output import say
 
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DatasetError:
         raise
     except ValueError as error:
-        parser.error(str(error))
+        refuse(parser, error)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from crbp_d2.data import ShapesConfig, make_shapes
 from crbp_d2.data.files import absolute
 from crbp_d2.data.parallel import add_workers_option
 from crbp_d2.launch import run_alone
+from crbp_d2.mistakes import refuse
 from crbp_d2.output import say
 
 EPILOG = """example, 4000 scenes of 256 x 256 pixels:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             workers=options.workers,
         )
     except ValueError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     say(f"{options.scenes} scenes in {options.output}\n")
 
 

@@ -30,8 +30,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from crbp_d2.analysis.arms import distinct_seeds
 from crbp_d2.analysis.commands.arguments import at_least_one, require_folder
 from crbp_d2.analysis.comparison import Outcome, read_comparison, train_all
@@ -39,8 +37,9 @@ from crbp_d2.analysis.comparison_table import markdown
 from crbp_d2.analysis.processes import Failed
 from crbp_d2.data.storage import write_whole
 from crbp_d2.launch import run_alone
-from crbp_d2.mistakes import told
+from crbp_d2.mistakes import refuse
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def main() -> None:
@@ -75,11 +74,11 @@ def main() -> None:
             if isinstance(outcome, Failed):
                 failed.append(outcome)
                 # The others may take days.
-                tqdm.write(f"failed: {outcome.label}: {outcome.reason}", file=sys.stderr)
+                tqdm.tell(f"failed: {outcome.label}: {outcome.reason}")
             else:
                 found.append(outcome)
     except (ValueError, KeyError, OSError) as error:
-        parser.error(told(error) or str(error.args[0] if error.args else error))
+        refuse(parser, error)
     table = "\n".join(markdown(comparison, found)) + "\n"
     write_whole(output / "table.md", table.encode())
     say(table)

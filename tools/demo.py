@@ -27,10 +27,7 @@ examples:
 import argparse
 import contextlib
 import functools
-import sys
 from pathlib import Path
-
-from tqdm import tqdm
 
 from crbp_d2.analysis.commands.arguments import (
     add_data_set,
@@ -57,7 +54,9 @@ from crbp_d2.config import require_few_steps
 from crbp_d2.core import ConfigurationError
 from crbp_d2.evaluation.segments import Keep, root_of, writing_segments
 from crbp_d2.launch import run_alone
-from crbp_d2.output import say
+from crbp_d2.mistakes import refuse
+from crbp_d2.output import remark, say
+from crbp_d2.progress import tqdm
 
 
 def main() -> None:
@@ -108,7 +107,7 @@ def main() -> None:
         draw = draw_contours if is_contour_model(runs[0]) else draw_panoptic
         draw(arguments, runs, paths)
     except (KeyError, ValueError) as error:
-        parser.error(str(error.args[0] if error.args else error))
+        refuse(parser, error)
     say(f"{arguments.output}\n")
 
 
@@ -151,7 +150,7 @@ def draw_contours(arguments: argparse.Namespace, runs: list[Run], paths: list[Pa
     lines = [f"{sample.path}: {'; '.join(sample.notices)}" for sample in samples if sample.notices]
     if paths and strokes is not None:
         lines.append(f"{runs[0].label} was trained on {strokes}; others it may miss")
-    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    remark("".join(f"{line}\n" for line in lines))
     samples = samples or contour_samples(runs[0], arguments.count)
     outputs = output_names([sample.path for sample in samples], arguments.output)
     for sample, output in zip(tqdm(samples, "pictures"), outputs, strict=True):

@@ -19,8 +19,6 @@ import argparse
 import functools
 from pathlib import Path
 
-from tqdm import tqdm
-
 from crbp_d2.analysis.commands.arguments import add_overrides, require_folder
 from crbp_d2.analysis.exported import example_image, export_run
 from crbp_d2.analysis.exporting import FORMATS, output_names
@@ -28,7 +26,9 @@ from crbp_d2.analysis.images import read_each
 from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import ConfigurationError
 from crbp_d2.launch import run_alone
+from crbp_d2.mistakes import refuse
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     try:
         write(arguments)
     except (KeyError, ValueError) as error:
-        parser.error(str(error.args[0] if error.args else error))
+        refuse(parser, error)
 
 
 def write(arguments: argparse.Namespace) -> None:

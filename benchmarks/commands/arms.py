@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from detectron2.utils.events import EventStorage
-from tqdm import tqdm
 
 from benchmarks.measure import interleave, machine, save
 from crbp_d2.analysis.arms import Arm
@@ -31,6 +30,7 @@ from crbp_d2.analysis.runs import Run, load_run
 from crbp_d2.data import build_train_loader
 from crbp_d2.engine.optimizers import build_optimizer
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from benchmarks.gradients import trained_setting
 from benchmarks.measure import machine
 from crbp_d2.analysis.commands.arguments import at_least_one, chosen
 from crbp_d2.analysis.runs import load_runs
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 Untrained = Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]
 """Title -> what builds a cell, and the shape of its drive."""

@@ -17,7 +17,6 @@ import time
 
 import cv2
 import torch
-from tqdm import tqdm
 
 from benchmarks.measure import processor
 from crbp_d2.analysis.commands.arguments import at_least_one
@@ -25,6 +24,7 @@ from crbp_d2.config import read_config
 from crbp_d2.data import build_train_loader
 from crbp_d2.engine import prepare
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.heads import markdown, outcome_of, read_bench
 from benchmarks.measure import machine
@@ -37,6 +36,7 @@ from crbp_d2.analysis.runs import load_run
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import write_whole
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from benchmarks.measure import Measurement, interleave, machine, resident_bytes, save
 from benchmarks.subjects import SUBJECTS, Load, build_step
 from benchmarks.variants import LEVERS, Variant
 from crbp_d2.analysis.commands.arguments import at_least_one
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _EXPLANATION = """Time and memory of {described}, variants interleaved.

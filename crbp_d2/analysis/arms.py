@@ -15,6 +15,7 @@ from crbp_d2.analysis.forms import require_form
 from crbp_d2.config import read_config
 from crbp_d2.core import ConfigurationError
 from crbp_d2.core.errors import did_you_mean
+from crbp_d2.plain import PlainError, read_plain
 
 _OWN = ("SEED", "OUTPUT_DIR", "DATASETS.TEST")
 """Keys that a comparison sets itself."""
@@ -125,9 +126,9 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file; name one of arms")
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path}: can't be read as YAML ({error})") from error
+        return read_plain(path, _UniqueKeys)
+    except PlainError as error:
+        raise ConfigurationError(f"{path}: can't be read as YAML ({error}); correct it") from error
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -25,6 +25,7 @@ from crbp_d2.core import (
     did_you_mean,
     parse_algorithm,
 )
+from crbp_d2.plain import position_of, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -134,24 +135,20 @@ def _naming(place: str, cfg: CfgNode) -> Iterator[None]:
         yield
     except yaml.constructor.ConstructorError as error:
         raise ConfigurationError(
-            f"{place}: {error.problem}{_position(error)}; only plain values are read, for others "
+            f"{place}: {error.problem}{position_of(error)}; only plain values are read, for others "
             "could run code: write the value itself"
         ) from error
-    except yaml.MarkedYAMLError as error:
-        raise ConfigurationError(
-            f"{place}: {error.context or ''} {error.problem}{_position(error)}; correct the YAML"
-        ) from error
-    except (AttributeError, MemoryError, RecursionError, TypeError) as error:
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{place}: {reason_of(error)}; correct the YAML") from error
+    except (
+        *(AttributeError, IndexError, MemoryError, OverflowError, RecursionError),
+        *(TypeError, UnicodeDecodeError),
+    ) as error:
         raise ConfigurationError(
             f"{place}: not keys with plain values ({type(error).__name__}: {error})"
         ) from error
-    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
+    except (AssertionError, KeyError, OSError, ValueError) as error:
         raise ConfigurationError(f"{place}: {_said(error, cfg)}") from error
-
-
-def _position(error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark
-    return "" if mark is None else f" in {mark.name}, line {mark.line + 1}"
 
 
 def _require_values(cfg: CfgNode) -> None:
@@ -172,12 +169,19 @@ def _require_values(cfg: CfgNode) -> None:
 def _said(error: Exception, cfg: CfgNode) -> str:
     """The message of an error, with the keys that an unknown one may have been meant to be."""
     message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-    if message.split()[-1] == "CRBP.CELL":
+    if message.split()[-1:] == ["CRBP.CELL"]:
         return "the name of a cell is CRBP.CELL.NAME, and CRBP.CELL a group of keys"
     if "\n" in message:
         return f"{message.split()[-1]} is a group of keys; give values to single ones of them"
     unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
-    meant = _meant(unknown[1], [*keys_of(cfg), *_nodes_of(cfg)]) if unknown else ""
+    known = [*keys_of(cfg), *_nodes_of(cfg)]
+    if unknown and unknown[1] in known:
+        *groups, last = unknown[1].split(".")
+        nested = "".join(f"{group}: {{" for group in groups)
+        return (
+            f"{unknown[1]} is written as one key; nest it: {nested}{last}: ...{'}' * len(groups)}"
+        )
+    meant = _meant(unknown[1], known) if unknown else ""
     return f"{message}; {meant}" if meant else message
 
 

@@ -40,8 +40,10 @@ def choices(names: Iterable[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.8) -> str:
-    """`did you mean A or B?`, of the known names nearest to an unknown one; empty without any."""
-    near = difflib.get_close_matches(name, list(known), cutoff=cutoff)
+    """`did you mean A or B?`, of the known names nearest to an unknown one, in capitals or not;
+    empty without any."""
+    spelled = {one.lower(): one for one in known}
+    near = [spelled[one] for one in difflib.get_close_matches(name.lower(), spelled, cutoff=cutoff)]
     return f"did you mean {' or '.join(near)}?" if near else ""
 
 

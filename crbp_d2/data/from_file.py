@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
+from crbp_d2.plain import PlainError, read_plain
 
 from .fields import Json
 from .files import absolute
@@ -57,8 +57,8 @@ def read_entries(path: Path) -> list[Json]:
             "directory, or in a config beside that"
         )
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        entries = read_plain(path)
+    except PlainError as error:
         raise DatasetError(f"{path}: not a YAML file ({error}); correct it") from error
     if not isinstance(entries, list) or not entries:
         raise DatasetError(f"{path}: must be a list of data sets, each with {', '.join(_REQUIRED)}")

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
+
+from crbp_d2.progress import tqdm
 
 from .fields import Json
 from .source import PanopticSource

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from crbp_d2.progress import tqdm
 
 from .categories import stuff_class_ids, thing_class_ids
 from .derive import Derivation, DerivedImage, derive_image

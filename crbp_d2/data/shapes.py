@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from panopticapi.utils import id2rgb
 from PIL import Image
-from tqdm import tqdm
+
+from crbp_d2.progress import tqdm
 
 from .categories import class_metadata
 from .fields import Json

@@ -9,7 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from crbp_d2.output import say
+from crbp_d2.output import only_saying, say
 
 from . import detectron, machine, packages
 from .finding import CheckError, Finding, Status
@@ -89,4 +89,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with only_saying():
+        sys.exit(main())

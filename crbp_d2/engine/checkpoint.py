@@ -25,6 +25,8 @@ from crbp_d2.weights import (
     said,
 )
 
+from .state import StateError
+
 logger = logging.getLogger(__name__)
 
 FINAL = "model_final"
@@ -35,6 +37,8 @@ TAG = "last_checkpoint"
 """File that names the checkpoint to resume from."""
 EARLIER = ".earlier_checkpoints"
 """File with the names of the checkpoints that are of earlier trainings than the last one."""
+IS_PIPE = "a pipe is where a file should be, which would be waited for: move it away"
+"""What to say of one."""
 _NAME = re.compile(r"model_(\d+|final)\.pth")
 
 # What Detectron2 once saved with every model, and now computes from the config.
@@ -88,6 +92,8 @@ class Checkpointer(DetectionCheckpointer):
             self._query = urlparse(path).query
         try:
             rest: dict[str, Any] = super().load(path, checkpointables)
+        except StateError as error:
+            raise UnreadableError(f"{self._source}: {error}; take another one") from error
         finally:
             # Left behind when loading fails, it would let the next call fail as well.
             self._parsed_url_during_load = None
@@ -138,6 +144,8 @@ class Checkpointer(DetectionCheckpointer):
             UnreadableError: its tag, `last_checkpoint`, names none.
         """
         tag = Path(self.save_dir) / TAG
+        if tag.is_fifo():
+            raise UnreadableError(f"{tag}: {IS_PIPE}")
         try:
             name = tag.read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -328,8 +336,9 @@ def saved_in(folder: str | Path) -> list[Path]:
 
 def earlier_in(folder: str | Path) -> set[str]:
     """Names of the checkpoints in a folder that the training which began there last has found."""
+    note = Path(folder, EARLIER)
     try:
-        return set(Path(folder, EARLIER).read_text("utf-8").splitlines())
+        return set() if note.is_fifo() else set(note.read_text("utf-8").splitlines())
     except (OSError, UnicodeDecodeError):
         return set()
 

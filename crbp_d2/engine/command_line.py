@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from crbp_d2.mistakes import told
+from crbp_d2.mistakes import refuse
 
 
 class Command(Protocol):
@@ -54,9 +54,7 @@ def run_command(
     try:
         arguments.command.run(arguments)
     except (ValueError, KeyError, OSError, FloatingPointError, RecursionError) as error:
-        # A KeyError puts its message in quotes.
-        usual = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        arguments.parser.error(told(error) or usual)
+        refuse(arguments.parser, error)
 
 
 class KeyValueParser(argparse.ArgumentParser):

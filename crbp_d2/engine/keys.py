@@ -7,9 +7,10 @@ and reported where it only has no effect. Every other key means what it means in
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from fvcore.nn.precise_bn import get_bn_modules
 
 from crbp_d2.config import add_crbp_config, value_of
 from crbp_d2.core import ConfigurationError, Recurrence
-from crbp_d2.core.errors import choices, did_you_mean
+from crbp_d2.core.errors import choices
 from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.data.pathfinder.images import EVALUATOR_TYPE
+
+from .values import AUGMENTED, CHANNELS, are_ordered, unfit_values
 
 logger = logging.getLogger(__name__)
 
@@ -43,89 +46,48 @@ class Rule:
     training: bool = False
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "DATALOADER.SAMPLER_TRAIN": ("RepeatFactorTrainingSampler", "TrainingSampler"),
-    "INPUT.CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
-    "INPUT.MASK_FORMAT": ("bitmask", "polygon"),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-    "INPUT.RANDOM_FLIP": ("horizontal", "none", "vertical"),
-    "INPUT.RANDOM_ROTATION_SAMPLING": ("choice", "range"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
-    "SOLVER.LR_SCHEDULER_NAME": (
-        "WarmupCosineLR",
-        "WarmupMultiStepLR",
-        "WarmupStepWithFixedGammaLR",
-    ),
-    "SOLVER.WARMUP_METHOD": ("constant", "linear"),
-}
-"""Values that work. Detectron2 refuses others, too, some of them in the first iteration."""
-
-POSITIVE = (
-    "SOLVER.BASE_LR",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.MAX_ITER",
+RESNETS = (
+    "build_resnet_backbone",
+    "build_resnet_fpn_backbone",
+    "build_retinanet_resnet_fpn_backbone",
 )
-"""Numbers above 0 in training, by which Detectron2 divides."""
-
-MOST_WORKERS = 1024
-"""Processes that load data: more would be started one after the other, without end."""
+"""Detectron2's backbones that `MODEL.RESNETS` describes; others may read its keys otherwise."""
 
 
-def _are_names(value: Any) -> bool:
-    return all(isinstance(one, str) for one in value)
+def _traces(cfg: CfgNode) -> bool:
+    """Whether Pathfinder images are among the data."""
+    return any(map(is_pathfinder, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
 
 
-def _are_numbers(value: Any) -> bool:
-    return bool(value) and all(isinstance(one, (int, float)) and isfinite(one) for one in value)
+def _maps_with_anchors(cfg: CfgNode) -> Sequence[str]:
+    """Names of the maps that Detectron2's own architectures put anchors on."""
+    kind = cfg.MODEL.META_ARCHITECTURE
+    if kind == "RetinaNet":
+        return tuple(cfg.MODEL.RETINANET.IN_FEATURES)
+    proposes = kind in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork")
+    return tuple(cfg.MODEL.RPN.IN_FEATURES) if proposes else ()
 
 
-def _are_ordered(value: Any) -> bool:
-    return _are_numbers(value) and len(value) == 2 and value[0] <= value[1]
+def _has_other_labels(part: str, cfg: CfgNode) -> bool:
+    node = cfg.MODEL[part]
+    return len(node.IOU_LABELS) != len(node.IOU_THRESHOLDS) + 1
 
 
-AUGMENTED = tuple(f"INPUT.RANDOM_{name}" for name in ("BRIGHTNESS", "CONTRAST", "SATURATION"))
-"""Intervals of this project, of which any can be empty."""
+def _is_of_other_maps(name: str, cfg: CfgNode) -> bool:
+    values, maps = cfg.MODEL.ANCHOR_GENERATOR[name], _maps_with_anchors(cfg)
+    nested = isinstance(values[0], (list, tuple))
+    return nested and bool(maps) and len(values) not in (1, len(maps))
 
-FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "DATALOADER.NUM_WORKERS": (
-        lambda value: 0 <= value <= MOST_WORKERS,
-        f"must be from 0 to {MOST_WORKERS}",
-    ),
-    "DATASETS.TRAIN": (_are_names, "must be names of data sets, in quotes"),
-    "DATASETS.TEST": (_are_names, "must be names of data sets, in quotes"),
-    "MODEL.FPN.IN_FEATURES": (_are_names, "must be names of the backbone's maps, in quotes"),
-    "MODEL.PIXEL_MEAN": (_are_numbers, "must be a number for each channel"),
-    "MODEL.PIXEL_STD": (
-        lambda value: _are_numbers(value) and min(value) > 0,
-        "must be a number above 0 for each channel",
-    ),
-    **{
-        f"MODEL.{part}.IN_FEATURES": (
-            lambda value: bool(value) and _are_names(value),
-            "must be names of the FPN's maps, in quotes",
-        )
-        for part in ("RPN", "ROI_HEADS", "SEM_SEG_HEAD")
-    },
-    "SOLVER.PRETRAINED_FACTOR": (lambda value: 0 < value < float("inf"), "must be above 0"),
-    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": (
-        lambda value: abs(value) < 2**31,
-        "must be a label, as 255",
-    ),
-    **{
-        key: (
-            lambda value: not value or (_are_ordered(value) and value[0] >= 0),
-            "must be two numbers of at least 0, the lower first, or () for none",
-        )
-        for key in AUGMENTED
-    },
-    "INPUT.RANDOM_ROTATION": (
-        lambda value: not value or (_are_numbers(value) and max(map(abs, value)) <= 360),
-        "must be angles from -360 to 360, or () for none",
-    ),
-    "TEST.IMS_PER_BATCH": (lambda value: value >= 0, "must be a number of images, or 0"),
-}
-"""What keys must be, beyond the type that Detectron2 asks for."""
+
+def _is_finer_elsewhere(cfg: CfgNode) -> bool:
+    """Whether Detectron2's head is to bring a map to a coarser stride than its own, which it can't;
+    maps are named by the logarithms of their strides, as p2."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if head.NAME != "SemSegFPNHead":
+        return False
+    found = [re.fullmatch(r"(?:p|res)(\d)", name) for name in head.IN_FEATURES]
+    return any(one and 2 ** int(one[1]) < head.COMMON_STRIDE for one in found)
+
 
 REFUSED = (
     Rule(
@@ -160,7 +122,7 @@ REFUSED = (
         lambda cfg: (
             bool(cfg.INPUT.RANDOM_ROTATION)
             and cfg.INPUT.RANDOM_ROTATION_SAMPLING == "range"
-            and not _are_ordered(cfg.INPUT.RANDOM_ROTATION)
+            and not are_ordered(cfg.INPUT.RANDOM_ROTATION)
         ),
         "must be two angles, the lower first; for a list of angles set "
         "INPUT.RANDOM_ROTATION_SAMPLING to choice",
@@ -172,7 +134,55 @@ REFUSED = (
         "only images whose INPUT.FORMAT is BGR or RGB have colours to change; set it to ()",
         training=True,
     ),
-    Rule("OUTPUT_DIR", lambda cfg: not cfg.OUTPUT_DIR, "nothing would be saved; name a folder"),
+    Rule(
+        "INPUT.FORMAT",
+        lambda cfg: (
+            CHANNELS[cfg.INPUT.FORMAT] not in (1, len(cfg.MODEL.PIXEL_MEAN))
+            and bool(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)
+            and not _traces(cfg)
+        ),
+        "must have as many channels as MODEL.PIXEL_MEAN has numbers",
+    ),
+    Rule(
+        "INPUT.MIN_SIZE_TRAIN",
+        lambda cfg: (
+            cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
+            and not are_ordered(cfg.INPUT.MIN_SIZE_TRAIN)
+        ),
+        "must be two sizes, the lower first; for a list of sizes set "
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING to choice",
+        training=True,
+    ),
+    Rule(
+        "MODEL.RESNETS.DEPTH",
+        lambda cfg: (
+            cfg.MODEL.BACKBONE.NAME in RESNETS
+            and cfg.MODEL.RESNETS.DEPTH not in (18, 34, 50, 101, 152)
+        ),
+        "must be 18, 34, 50, 101 or 152",
+    ),
+    *(
+        Rule(
+            f"MODEL.{part}.IOU_LABELS",
+            partial(_has_other_labels, part),
+            f"must have one more than MODEL.{part}.IOU_THRESHOLDS: below, between and above them",
+        )
+        for part in ("RETINANET", "ROI_HEADS", "RPN")
+    ),
+    *(
+        Rule(
+            f"MODEL.ANCHOR_GENERATOR.{name}",
+            partial(_is_of_other_maps, name),
+            "must have one list for all maps, or one for each: as many as IN_FEATURES of "
+            "MODEL.RPN, or of MODEL.RETINANET",
+        )
+        for name in ("ASPECT_RATIOS", "SIZES")
+    ),
+    Rule(
+        "MODEL.SEM_SEG_HEAD.COMMON_STRIDE",
+        _is_finer_elsewhere,
+        "must be at most the stride of the finest map in IN_FEATURES, 4 of p2",
+    ),
     Rule(
         "SOLVER.BASE_LR_END",
         lambda cfg: (
@@ -222,7 +232,7 @@ IGNORED = (
     *(
         Rule(
             key,
-            lambda cfg: any(map(is_pathfinder, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))),
+            _traces,
             "Pathfinder images are taken as they are, in random order",
         )
         for key in (
@@ -259,7 +269,7 @@ def check_keys(cfg: CfgNode, *, eval_only: bool) -> None:
     Raises:
         ConfigurationError: naming all keys that can't be as they are, a line each.
     """
-    for broken in _of_values(cfg, eval_only), _of_rules(cfg, eval_only):
+    for broken in unfit_values(cfg, eval_only=eval_only), _of_rules(cfg, eval_only):
         lines = list(broken)
         if lines:
             raise ConfigurationError("\n".join(lines))
@@ -377,22 +387,6 @@ def require_norms_used_once(model: torch.nn.Module) -> None:
             "TEST.PRECISE_BN.ENABLED is True: it can't be computed for a norm that every step of "
             "the circuit uses; set it to False, or CRBP.CELL.NORM to GN or IN"
         )
-
-
-def _of_values(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
-    for key, allowed in CHOICES.items():
-        value = value_of(cfg, key)
-        if value not in allowed:
-            meant = did_you_mean(str(value), allowed)
-            yield f"{key} is {value!r}: choose from {choices(allowed)}{f'; {meant}' * bool(meant)}"
-    for key, (is_so, wanted) in FORMS.items():
-        value = value_of(cfg, key)
-        if not is_so(value):
-            yield f"{key} is {value!r}: {wanted}"
-    for key in () if eval_only else POSITIVE:
-        value = value_of(cfg, key)
-        if not value > 0:
-            yield f"{key} is {value!r}: must be above 0"
 
 
 def _of_rules(cfg: CfgNode, eval_only: bool) -> Iterator[str]:

@@ -44,10 +44,12 @@ from crbp_d2.weights import said
 from .best import require_best_metric
 from .checkpoint import is_of_earlier
 from .command_line import KeyValueParser
+from .expected import require_expected_tasks
 from .folder import begin_anew, beginning, begun_by, claim, end_cut_line, release
 from .keys import check_keys, require_device, require_scored
 from .trainer import Trainer
 from .weights import load_model
+from .writing import close_failed_logs, require_no_pipes
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,7 @@ def prepare(cfg: CfgNode, *, eval_only: bool, world_size: int | None = None) -> 
     require_scored(
         cfg, [name for name in names if name in cfg.DATASETS.TEST or is_pathfinder(name)]
     )
+    require_expected_tasks(cfg)
     for name in names:
         ensure_prepared(name)
     # Also of training data that aren't needed: the model has their classes.
@@ -153,6 +156,8 @@ def make_paths_absolute(cfg: CfgNode) -> None:
         ConfigurationError: one can't be a path, as `~` with the name of no user, or no checkpoint
             could be read of `OUTPUT_DIR`.
     """
+    if not cfg.OUTPUT_DIR:
+        raise ConfigurationError("OUTPUT_DIR is '': nothing would be saved; name a folder")
     for node, key in (
         (cfg, "OUTPUT_DIR"),
         (cfg.MODEL, "WEIGHTS"),
@@ -189,7 +194,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = read_config(args.config_file, args.opts)
     make_paths_absolute(cfg)
-    if cfg.OUTPUT_DIR and not args.eval_only and comm.is_main_process():
+    require_no_pipes(cfg.OUTPUT_DIR)
+    if not args.eval_only and comm.is_main_process():
         claim(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="crbp_d2")
     prepare(cfg, eval_only=args.eval_only)
@@ -272,6 +278,7 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
     try:
         return _evaluate(cfg, args) if args.eval_only else _train(cfg, args)
     finally:
+        close_failed_logs()
         release(cfg.OUTPUT_DIR)
 
 

@@ -23,10 +23,10 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 
 import crbp_d2.modeling  # noqa: F401  registers heads and backbone
-from crbp_d2.config import keys_of, value_of
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data import build_test_loader, build_train_loader
 from crbp_d2.data.sampler import is_resumable, seek
@@ -39,12 +39,15 @@ from crbp_d2.modeling.timm_backbone import TimmBackbone
 from crbp_d2.weights import UnreadableError, read_checkpoint, said
 
 from .best import KeepBest
+from .building import reason_not_built
 from .checkpoint import FINAL, Checkpointer
 from .duration import EstimateDuration
 from .keys import require_norms_used_once, require_trainable
 from .optimizers import build_optimizer, kept_settings, require_same_kind, slow_down
 from .stall import Stall
+from .state import StateError, require_same_form, require_sound
 from .stopping import EvaluateTrained, StopWhenAsked, batches, evaluated
+from .writing import end_after_failure, failing_once
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +121,8 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self._last_eval_results: Mapping[str, Any] = {}
         self._stall = Stall()
+        # Of other processes than the main one none.
+        self._writers: list[EventWriter] = []
         self.register_hooks(self.build_hooks())
 
     @staticmethod
@@ -146,20 +151,19 @@ class Trainer(DefaultTrainer):
         """Detectron2's model of a config.
 
         Raises:
-            ConfigurationError: a part of an unknown name is asked for.
+            ConfigurationError: a part of an unknown name is asked for, or one that can't be with a
+                value that the config has.
         """
         try:
             model: torch.nn.Module = super().build_model(cfg)
-        except KeyError as error:
-            name = error.args[0]
-            for key in keys_of(cfg):
-                if key.endswith("IN_FEATURES") and name in value_of(cfg, key):
-                    raise ConfigurationError(
-                        f"{key} has {name!r}: there is no map of that name; correct it"
-                    ) from error
-            if "registry" not in str(error):
+        except ConfigurationError:
+            raise
+        # What is raised depends on the part.
+        except Exception as error:
+            reason = "" if told(error) else reason_not_built(error, cfg)
+            if not reason:
                 raise
-            raise ConfigurationError(f"a NAME or META_ARCHITECTURE: {name}") from error
+            raise ConfigurationError(reason) from error
         return model
 
     @classmethod
@@ -237,6 +241,11 @@ class Trainer(DefaultTrainer):
             hooks.append(EstimateDuration(has_phases=bool(self.cfg.CRBP.PHASES)))
         return [*hooks, StopWhenAsked(self._stall)]
 
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, of the console, `metrics.json` and TensorBoard."""
+        self._writers = super().build_writers()
+        return self._writers
+
     def _score_and_draw(self) -> Mapping[str, Any]:
         """The scores of the model as it is, whose pictures go to `predictions` and TensorBoard."""
         results: Mapping[str, Any] = self.test(self.cfg, self.model)
@@ -288,28 +297,30 @@ class Trainer(DefaultTrainer):
         """Take over optimizer, schedule and iteration of a checkpoint.
 
         Raises:
+            StateError: they are none.
             ConfigurationError: they are of a training that this one can't go on with.
         """
-        own = self._trainer.state_dict()
+        own = self.state_dict()
         try:
             stored = state_dict["_trainer"]
-            if own.keys() - stored.keys():
+            if own["_trainer"].keys() - stored.keys():
                 raise ConfigurationError(
                     "the checkpoint was written without SOLVER.AMP.ENABLED: resume without it"
                 )
-            if type(state_dict["iteration"]) is not int or state_dict["iteration"] < 0:
-                raise ValueError(f"iteration {state_dict['iteration']!r}")
             require_same_kind(stored["optimizer"], self.optimizer)
+            require_sound(stored["optimizer"], self.optimizer)
+            own["_trainer"].pop("optimizer")
+            require_same_form(state_dict, own, "trainer")
             factor = self.cfg.SOLVER.PRETRAINED_FACTOR
             kept = kept_settings(stored["optimizer"], self.optimizer, factor)
             super().load_state_dict(state_dict)
+        except StateError as error:
+            raise StateError(f"holds no state of such a training ({error})") from error
         except ConfigurationError as error:
             raise ConfigurationError(f"--resume: {error}") from error
         # Of whatever form the file is.
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"--resume: the checkpoint holds no state of such a training ({said(error)})"
-            ) from error
+            raise StateError(f"holds no state of such a training ({said(error)})") from error
         if kept:
             logger.warning("The resumed training keeps %s of its checkpoint", ", ".join(kept))
 
@@ -327,10 +338,8 @@ class Trainer(DefaultTrainer):
             Interrupted: a signal came.
             OSError: what is logged or saved can't be written.
         """
-        loop = logging.getLogger(TrainerBase.__module__)
-        loop.addFilter(_without_traceback)
         try:
-            with handling(), deferring():
+            with failing_once(), handling(), deferring():
                 if self.start_iter >= self.max_iter and not self._is_final_whole():
                     self.checkpointer.save(FINAL, iteration=self.iter)
                 super().train()
@@ -340,13 +349,20 @@ class Trainer(DefaultTrainer):
             raise OSError(error.errno, error.strerror, self.cfg.OUTPUT_DIR) from error
         finally:
             self._batches.close()
-            loop.removeFilter(_without_traceback)
         if not self._is_final_whole():
             raise ConfigurationError(
                 f"{self._final}: can't be read back, or is of another training; is the disk sound, "
                 "and does nobody else write there? --resume writes it anew"
             )
         return self._last_eval_results
+
+    def after_train(self) -> None:
+        """Detectron2's, of which nothing hides a failure of the training."""
+        if self.iter >= self.max_iter:
+            super().after_train()
+            return
+        self.storage.iter = self.iter
+        end_after_failure(self._hooks, self._writers)
 
     @property
     def _final(self) -> str:
@@ -362,9 +378,3 @@ class Trainer(DefaultTrainer):
             logger.warning("%s: %s", self._final, error)
             return False
         return bool(stored.get("iteration") == max(self.start_iter, self.max_iter) - 1)
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Leaves failures that a line tells to the end of the program, which says it."""
-    failure = record.exc_info[1] if record.exc_info else None
-    return failure is None or not told(failure)

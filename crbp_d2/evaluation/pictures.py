@@ -20,7 +20,6 @@ from detectron2.utils.events import EventStorage
 from panopticapi.utils import rgb2id
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from crbp_d2.data.files import save_image
 from crbp_d2.data.loaders import build_test_loader, is_pathfinder
@@ -35,6 +34,7 @@ from crbp_d2.evaluation.drawing import (
     scaled,
     side_by_side,
 )
+from crbp_d2.progress import tqdm
 
 Record = dict[str, Any]
 

@@ -158,6 +158,9 @@ def naming_keys() -> Iterator[None]:
     try:
         yield
     except ConfigurationError as error:
+        if str(error).startswith(("CRBP.", "CRBP: ")):
+            # Named in a block inside.
+            raise
         if not error.option:
             raise ConfigurationError(f"CRBP: {error}") from error
         key = KEYS.get(error.option, error.option.upper())

@@ -224,6 +224,16 @@ def test_figures_and_verdict_of_a_run_are_embedded_and_missing_ones_named(folder
         write_page(load_recurrent_runs([str(run)]), DATA, [1], images=1, megabytes=5, output=output)
 
 
+@pytest.mark.parametrize("full", ["page.html", "page.json"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_on_a_full_disk_there_is_neither_page_nor_numbers(full, folders, tmp_path):
+    (tmp_path / f".{full}.part").symlink_to("/dev/full")
+    runs, output = load_recurrent_runs([str(folders[0])]), tmp_path / "page.html"
+    with pytest.raises(OSError, match=r"No space left on device: .*page\.html"):
+        write_page(runs, DATA, [1], images=1, megabytes=5, output=output)
+    assert not list(tmp_path.glob("page.*"))
+
+
 def test_figures_about_several_runs_are_taken_from_the_folder_of_the_page(folders, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "steps.png")
     runs = load_recurrent_runs(list(map(str, folders)))

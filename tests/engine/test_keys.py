@@ -19,16 +19,9 @@ from detectron2.engine import DefaultTrainer
 from crbp_d2.config import add_crbp_config, read_config, value_of
 from crbp_d2.core import ConfigurationError
 from crbp_d2.engine import Trainer, prepare
-from crbp_d2.engine.keys import (
-    CHOICES,
-    FORMS,
-    IGNORED,
-    POSITIVE,
-    REFUSED,
-    SCORED,
-    require_trainable,
-)
+from crbp_d2.engine.keys import IGNORED, REFUSED, SCORED, require_trainable
 from crbp_d2.engine.optimizers import build_optimizer
+from crbp_d2.engine.values import CHOICES, FORMS, POSITIVE
 from crbp_d2.evaluation.build import _EVALUATOR_TYPES
 from tests.data.shapes_data import registered_shapes
 from tests.engine.runs import train, trainer_of

@@ -232,6 +232,16 @@ def test_another_algorithm_on_the_command_line_leaves_out_options_of_the_files(l
             recurrence(load_config(config, "CRBP.ALGORITHM", "jfb", *terms).CRBP)
 
 
+def test_key_and_cure_are_said_once(load_config):
+    overrides = ("CRBP.ALGORITHM", "jfb", "CRBP.ADJOINT.TERMS", 4)
+    with pytest.raises(ConfigurationError) as raised:
+        build_model(load_config("quick/pathfinder_crbp.yaml", *overrides))
+    assert str(raised.value) == (
+        "CRBP.ADJOINT.TERMS: the adjoint 'one_step' has no option 'terms'; it takes none; None "
+        "leaves it out"
+    )
+
+
 def test_a_file_that_chooses_another_part_than_its_base_leaves_out_what_it_inherits(tmp_path):
     base = CONFIGS / "quick" / "shapes_crbp.yaml"  # with CRBP.ADJOINT.TERMS 8
     file = tmp_path / "one.yaml"

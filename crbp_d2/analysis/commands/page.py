@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
 from crbp_d2.analysis.commands.arguments import (
     add_data_set,
     add_overrides,
@@ -25,6 +23,7 @@ from crbp_d2.analysis.commands.arguments import (
 from crbp_d2.analysis.page import load_recurrent_runs, shared_data_set, write_page
 from crbp_d2.analysis.steps import parse_steps
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

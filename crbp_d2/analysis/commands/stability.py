@@ -13,7 +13,6 @@ import argparse
 from itertools import islice
 
 import torch
-from tqdm import tqdm
 
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.commands.arguments import (
@@ -27,6 +26,7 @@ from crbp_d2.analysis.stability import measure_dynamics, write_report
 from crbp_d2.analysis.steps import evaluate_steps, scale_of, step_evaluators
 from crbp_d2.config import final_node
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from tqdm import tqdm
-
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.commands.arguments import (
     add_scoring,
@@ -30,6 +28,7 @@ from crbp_d2.analysis.state_space import Tests, collect_states, project, write_r
 from crbp_d2.config import require_few_steps
 from crbp_d2.core import ConfigurationError
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
-from tqdm import tqdm
 
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.commands.arguments import (
@@ -63,6 +62,7 @@ from crbp_d2.analysis.steps_figure import curves_of, write_figure
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.loaders import is_pathfinder
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 from itertools import islice
 
-from tqdm import tqdm
-
 from crbp_d2.analysis.batches import scoring_batches
 from crbp_d2.analysis.commands.arguments import (
     add_scoring,
@@ -28,6 +26,7 @@ from crbp_d2.analysis.steps import step_evaluators
 from crbp_d2.analysis.stopping import evaluate_tolerances, markdown
 from crbp_d2.data.storage import write_whole
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

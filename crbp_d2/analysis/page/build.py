@@ -20,7 +20,7 @@ from crbp_d2.analysis.page.figures import figures_html, shared_figures_html
 from crbp_d2.analysis.page.painters import Painter, painter_of
 from crbp_d2.analysis.runs import Run
 from crbp_d2.core import ConfigurationError
-from crbp_d2.data.storage import write_json, write_whole
+from crbp_d2.data.storage import write_json, writing_whole
 
 MEGABYTE = 1_000_000
 Json = dict[str, Any]
@@ -96,8 +96,11 @@ def write_page(
             break
     content = page.render(left_out)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(numbers_path, page.numbers)
-    write_whole(output, content)
+    with writing_whole(output) as file:
+        file.write(content)
+        file.flush()
+        # Both or neither: the page has its place on the disk by now.
+        write_json(numbers_path, page.numbers)
     return Written(output, numbers_path, len(content) / MEGABYTE, len(page.pictures), left_out)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_util
-from tqdm import tqdm
+
+from crbp_d2.progress import tqdm
 
 from ..fields import Field, Json, finite, objects, read_entry, text, whole
 from ..instances import read_mask

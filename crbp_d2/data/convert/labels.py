@@ -28,7 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+
+from crbp_d2.progress import tqdm
 
 from ..parallel import ordered_map
 from ..validate import DatasetError

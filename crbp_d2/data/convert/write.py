@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from panopticapi.utils import id2rgb
 from PIL import Image
-from tqdm import tqdm
+
+from crbp_d2.progress import tqdm
 
 from ..elsewhere import require_any
 from ..fields import Json, relative_path, text

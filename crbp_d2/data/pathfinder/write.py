@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from crbp_d2.data.fields import Json
 from crbp_d2.data.files import absolute
 from crbp_d2.data.parallel import ordered_map
 from crbp_d2.data.storage import locked, part_of, write_whole
 from crbp_d2.data.validate import DatasetError, read_json
+from crbp_d2.progress import tqdm
 
 from .config import PathfinderConfig
 from .draw import WHITE, encoded_png
