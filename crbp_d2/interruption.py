@@ -6,12 +6,13 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+from crbp_d2.output import remark
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what schedulers send to a job that has to give way."""
@@ -182,8 +183,7 @@ def _listen(heard: socket.socket) -> None:
                 return
         if second or _state.deaf:
             if _state.deaf and _state.speaks:
-                sys.stderr.write(f"\n{Interrupted(number).line}\n")
-                sys.stderr.flush()
+                remark(f"\n{Interrupted(number).line}\n")
             os._exit(128 + number)
 
 

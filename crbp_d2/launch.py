@@ -24,6 +24,7 @@ from crbp_d2.core import ConfigurationError
 from crbp_d2.interruption import Interrupted, asked, handling, held_back, let_through
 from crbp_d2.meeting import meeting
 from crbp_d2.mistakes import told
+from crbp_d2.output import remark
 from crbp_d2.place import Place, started_by
 
 # As in Detectron2: evaluation on the main process alone can take long.
@@ -123,7 +124,7 @@ def ending_with_message() -> Iterator[None]:
     # Also one that came after the last line of the block.
     except Interrupted as end:
         if comm.is_main_process():
-            sys.stderr.write(f"\n{end.line}\n")
+            remark(f"\n{end.line}\n")
         raise
 
 

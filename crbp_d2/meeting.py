@@ -7,12 +7,12 @@ afterwards, too, where hours of evaluation by one of them are in order.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from crbp_d2.interruption import deaf
+from crbp_d2.output import remark
 from crbp_d2.place import Place
 
 NOTICE = 10.0
@@ -52,15 +52,14 @@ def _watch(met: threading.Event, place: Place, notice: float, limit: float) -> N
     who, where = f"rank {place.rank} of {place.world_size}", _address(place)
     if met.wait(min(notice, limit)):
         return
-    sys.stderr.write(f"{who} waits at {where} for the others, at most {limit:g} s\n")
+    remark(f"{who} waits at {where} for the others, at most {limit:g} s\n")
     if met.wait(limit - notice):
         return
-    sys.stderr.write(
+    remark(
         f"\n{who} has waited {limit:g} s at {where} for the others, and ends. Are all "
         f"{place.world_size} started, with the same address (--dist-url, or MASTER_ADDR and "
         "MASTER_PORT), and can their machines reach each other?\n"
     )
-    sys.stderr.flush()
     os._exit(1)
 
 

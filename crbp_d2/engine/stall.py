@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from detectron2.utils import comm
+
+from crbp_d2.output import remark
 
 LEAST = 60.0
 """Seconds that an iteration may take without a word."""
@@ -51,7 +52,7 @@ class Stall:
 
     def _tell(self, iteration: int, seconds: float) -> None:
         before = f", the longest before {self._longest:.1f} s" if self._longest else ""
-        sys.stderr.write(
+        remark(
             f"rank {comm.get_rank()} of {comm.get_world_size()}: iteration {iteration} has taken "
             f"{seconds:.0f} s{before}; it may wait for another process that has stopped. Ctrl-C, "
             "once more after a second, ends it; --resume then goes on\n"
