@@ -16,7 +16,7 @@ from tests.engine.test_damaged_checkpoints import LAST, run, trained, weights  #
 GROUP = ("_trainer", "optimizer", "param_groups", 0)
 WEIGHT = ("_trainer", "optimizer", "state", 0)
 SCHEDULE = ("hooks", "LRScheduler")
-GONE = object()
+GONE = "left out"
 DAMAGE = [
     ((*WEIGHT, "exp_avg"), torch.ones(3)),
     ((*WEIGHT, "exp_avg"), []),
