@@ -97,6 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if path:
         about = f"What {len(measures.images)} images of {name} ask for"
         write_suggestions(path, suggestions, base=config_file, about=about)
+    if asked_size:
+        # Sizes of objects are told as they then are.
+        values = {one.key: one.value for one in suggestions}
+        cfg.INPUT.MIN_SIZE_TEST = values["INPUT.MIN_SIZE_TEST"]
+        cfg.INPUT.MAX_SIZE_TEST = values["INPUT.MAX_SIZE_TEST"]
     asked = describe_demands(measures, suggestions, cfg, config_file)
     cache = options["cache"]
     say(describe(name, source, manifest, cache, measures=measures, asked=asked) + "\n")

@@ -276,6 +276,7 @@ def test_the_tool_prints_and_writes_what_data_ask_for(tmp_path, capsys):
     small = tmp_path / "small.yaml"
     tool("prepare_panoptic")([*panoptic_arguments(data.folder), "--size=96", f"--suggest={small}"])
     assert read_config(str(small)).INPUT.MIN_SIZE_TEST == 96
+    assert "| resized to 96, at most 160 " in capsys.readouterr().out
     with pytest.raises(SystemExit):
         tool("prepare_panoptic")([*panoptic_arguments(data.folder), "--size=20"])
     assert "20: pixels of a side, from 32 to 4096" in capsys.readouterr().err

@@ -73,7 +73,10 @@ class Summary:
             f"pixels left unlabelled: {self._share(self.unlabelled)}",
         ]
         if self.unlabelled:
-            lines[-1] += " (neither learned nor scored: models call them something; or --fill)"
+            lines[-1] += (
+                ": neither learned nor scored, so that models call them whatever is beside them; "
+                "--fill CLASS makes them one"
+            )
         if self.filled:
             lines.append(f"pixels filled: {self._share(self.filled)}")
         lines += _examples("vanished below others", self.vanished)
