@@ -87,9 +87,12 @@ class Checkpointer(DetectionCheckpointer):
         """
         self._resuming = checkpointables is None
         self._source = f"the last checkpoint, {path}" if self._resuming else f"MODEL.WEIGHTS {path}"
-        if path:
-            self._require_file(path)
-            self._query = urlparse(path).query
+        if not path:
+            # Detectron2 would say that it initialises the model from scratch, which it does not.
+            logger.info("No checkpoint is loaded: the model starts as it was built")
+            return {}
+        self._require_file(path)
+        self._query = urlparse(path).query
         try:
             rest: dict[str, Any] = super().load(path, checkpointables)
         except StateError as error:

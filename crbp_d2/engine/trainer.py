@@ -303,7 +303,7 @@ class Trainer(DefaultTrainer):
         own = self.state_dict()
         try:
             stored = state_dict["_trainer"]
-            if own["_trainer"].keys() - stored.keys():
+            if own["_trainer"].keys() - stored.keys() == {"grad_scaler"}:
                 raise ConfigurationError(
                     "the checkpoint was written without SOLVER.AMP.ENABLED: resume without it"
                 )

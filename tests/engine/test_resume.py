@@ -57,13 +57,16 @@ def test_other_groups_of_weights_are_named(tmp_path):
         train(tmp_path, "SOLVER.BIAS_LR_FACTOR", 2.0, flags=("--resume",))
 
 
-def test_a_checkpoint_of_another_form_is_named(tmp_path):
+def test_a_checkpoint_of_another_form_is_named_and_the_one_before_taken(tmp_path):
     train(tmp_path)
     stored = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    for broken in ({}, {"_trainer": {}}, {**stored["trainer"], "_trainer": {"iteration": 1}}, 3):
+    forms = ({}, {"_trainer": {}}, {**stored["trainer"], "_trainer": {"iteration": 1}}, 3)
+    for number, broken in enumerate(forms, 1):
         torch.save({**stored, "trainer": broken}, tmp_path / "model_final.pth")
-        with pytest.raises(ConfigurationError, match="--resume: the checkpoint"):
-            train(tmp_path, flags=("--resume",))
+        train(tmp_path, flags=("--resume",))
+        log = log_of(tmp_path)
+        assert log.count("model_final.pth: holds no state of such a training (") == number
+        assert log.count(f"goes on from {tmp_path}/model_0000001.pth in its place") == number
 
 
 def log_of(output: Path) -> str:
