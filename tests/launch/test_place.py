@@ -132,9 +132,10 @@ def test_a_command_line_that_makes_no_sense_is_refused(options, message):
 def test_a_launch_is_told_from_others_and_known_again(monkeypatch):
     assert found({}, num_gpus=2).launch != found({}, num_gpus=2).launch
     named, unnamed = TORCHRUN | {"TORCHELASTIC_RUN_ID": "a"}, TORCHRUN
-    assert found(named).launch == found(named | {"RANK": "6"}).launch != found(unnamed).launch
+    next_one = named | {"RANK": "6", "LOCAL_RANK": "2"}
+    assert found(named).launch == found(next_one).launch != found(unnamed).launch
     # On one machine also where torchrun calls both "none".
-    one = TORCHRUN | {"LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"}
+    one = TORCHRUN | {"LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"}
     first = found(one).launch
     assert found(one | {"TORCHELASTIC_RESTART_COUNT": "1"}).launch == first
     monkeypatch.setattr("os.getppid", lambda: 7)
