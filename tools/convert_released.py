@@ -16,12 +16,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from crbp_d2.core import ConfigurationError
 from crbp_d2.data.storage import writing_whole
 from crbp_d2.launch import run_alone
 from crbp_d2.output import say
+from crbp_d2.progress import tqdm
 from crbp_d2.weights import convert_released, read_checkpoint
 
 

@@ -160,12 +160,13 @@ def train_one(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> Outc
     """
     # Detectron2's engine is imported in the process that trains.
     from crbp_d2.engine import argument_parser, begin_training, setup
+    from crbp_d2.engine.checkpoint import is_of_earlier
 
     data = comparison.data
     result, begun = folder / "outcome.json", folder / "arm.json"
     settings = {**arm.settings(), "data": data, "radius_samples": comparison.radius_samples}
-    resume = begun.is_file()
-    if resume:
+    resume = begun.is_file() and not is_of_earlier(folder)
+    if begun.is_file():
         require_settings(begun, arm.settings())
     if result.is_file():
         names = {"scores": (comparison.score, *comparison.also)}
