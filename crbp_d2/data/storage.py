@@ -240,9 +240,7 @@ def replacing(folder: Path, beside: Path | None = None) -> Iterator[Path]:
     prefix = f".{folder.name}.making-"
     # A signal ends the block, and nothing before or after it half-way.
     with deferring():
-        # Left by a process that was killed: nobody else can be at work, for we hold the lock.
-        for stale in folder.parent.glob(f"{glob.escape(prefix)}*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        _remove_all(folder.parent, prefix)
         making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         try:
             fresh = making / "new"
@@ -256,7 +254,15 @@ def replacing(folder: Path, beside: Path | None = None) -> Iterator[Path]:
                 os.rename(making / beside.name, beside)
             os.rename(fresh, folder)
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            # Workers of a killed process may have gone on writing for a moment after the first.
+            _remove_all(folder.parent, prefix)
+
+
+def _remove_all(parent: Path, prefix: str) -> None:
+    """Removes what is being made, or was left by a process that was killed: nobody else can be at
+    work, for we hold the lock."""
+    for stale in parent.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -205,6 +205,15 @@ def test_what_a_kill_left_is_removed_whatever_the_folder_is_called(
     assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / name])
 
 
+def test_what_a_killed_calls_worker_still_writes_is_removed_at_the_end(tmp_path: Path) -> None:
+    with replacing(tmp_path / "set") as fresh:
+        (fresh / "1.png").touch()
+        late = tmp_path / ".set.making-late" / "new"
+        late.mkdir(parents=True)
+        (late / "2.png").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_an_interruption_that_was_seen_to_is_over() -> None:
     with pytest.raises(Interrupted), handling():
         os.kill(os.getpid(), signal.SIGTERM)
