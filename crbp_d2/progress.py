@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -56,3 +57,8 @@ class tqdm(bars.tqdm):  # noqa: N801  the name that it goes by everywhere
         """A line between the bars, on standard error, if that is open."""
         if sys.stderr is not None:
             cls.write(line, file=_Shown(sys.stderr))
+
+
+# tqdm's own is shared with forked processes, where one that is killed while it draws would leave it
+# locked for all. Bars are drawn by one process here.
+tqdm.set_lock(threading.RLock())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +73,16 @@ def test_a_program_that_only_prints_says_that_it_can_not(module):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = "standard output: No space left on device; make room there, or choose another place"
     assert done.stderr.splitlines()[-1] == last
+
+
+def test_a_process_that_is_killed_while_it_draws_leaves_the_bars_of_others_alone():
+    def draw_and_die() -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=draw_and_die)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert tqdm.get_lock().acquire(blocking=False)
+    tqdm.get_lock().release()
