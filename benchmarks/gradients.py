@@ -136,8 +136,7 @@ def compare(
     """
     weights = torch.randn_like(drive)
     progress("exact gradient")
-    reference = build_recurrence("implicit", cell, steps=exact_steps, adjoint={"tolerance": 1e-6})
-    exact, residual = gradient(reference, drive, weights)
+    exact, residual = exact_gradient(cell, drive, weights, steps=exact_steps, tolerance=1e-6)
     times: dict[str, list[float]] = {contender.label: [] for contender in contenders}
     unit = Contender("unit", "bptt").recurrence(cell, 1)
     timed = {one.label: one.recurrence(cell, one.steps or steps) for one in contenders}
@@ -197,6 +196,15 @@ def trained_setting(run: Run, samples: int) -> tuple[nn.Module, Tensor]:
         if found >= samples:
             break
     return find_recurrence(run.model).cell, torch.cat(drives)[:samples]
+
+
+def exact_gradient(
+    cell: nn.Module, drive: Tensor, weights: Tensor, *, steps: int, tolerance: float
+) -> tuple[Tensor, float]:
+    """The implicit gradient at the state after some steps, as of `gradient`; solved to a relative
+    tolerance."""
+    reference = build_recurrence("implicit", cell, steps=steps, adjoint={"tolerance": tolerance})
+    return gradient(reference, drive, weights)
 
 
 def gradient(recurrence: Recurrence, drive: Tensor, weights: Tensor) -> tuple[Tensor, float]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gradients import exact_gradient
 from benchmarks.memory import bytes_saved_by
 from crbp_d2.analysis.timing import seconds_of
 from crbp_d2.core import build_recurrence, to_parts
@@ -156,9 +157,7 @@ def compare(
     """
     weights = torch.randn_like(drive)
     progress("exact gradient")
-    reference = build_recurrence("implicit", cell, steps=exact_steps, adjoint={"tolerance": 1e-8})
-    result = reference(drive)
-    exact = _flat(torch.autograd.grad((to_parts(result.state)[0] * weights).sum(), _of(cell)))
+    exact, residual = exact_gradient(cell, drive, weights, steps=exact_steps, tolerance=1e-8)
     built = {peer.label: peer.build(cell) for peer in peers}
     measured = {}
     for label, forward in built.items():
@@ -183,7 +182,7 @@ def compare(
         )
         for label, (found, evaluations, products) in measured.items()
     ]
-    return rows, float(result.diagnostics.residual.max())
+    return rows, residual
 
 
 def _in_turn(
@@ -204,7 +203,8 @@ def _in_turn(
 
 def gradient(forward: Forward, cell: nn.Module, drive: Tensor, weights: Tensor) -> Tensor:
     """The gradient of `sum(weights . h_T)` into the cell's weights, flat."""
-    return _flat(torch.autograd.grad((forward(drive) * weights).sum(), _of(cell)))
+    found = torch.autograd.grad((forward(drive) * weights).sum(), list(cell.parameters()))
+    return torch.cat([part.reshape(-1) for part in found])
 
 
 def count(forward: Forward, cell: nn.Module, drive: Tensor, weights: Tensor) -> tuple[int, int]:
@@ -239,11 +239,3 @@ def markdown(rows: Sequence[Row]) -> Iterator[str]:
             f"{row.norm_ratio:.3f} | {row.saved_bytes / 1e6:.1f} | "
             f"{statistics.median(row.times):.2f} ({min(row.times):.2f}-{max(row.times):.2f}) |"
         )
-
-
-def _of(cell: nn.Module) -> list[nn.Parameter]:
-    return list(cell.parameters())
-
-
-def _flat(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.reshape(-1) for part in parts])

@@ -15,6 +15,8 @@ from crbp_d2.output import say
 from tests.analysis import test_curves
 from tests.data.test_tools import tool
 
+from .sources import sources
+
 TWICE = "from crbp_d2.output import say; say('word\\n' * 10**5); say('more\\n')"
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -88,14 +90,6 @@ def test_what_is_said_is_written_at_once(capsys) -> None:
 
 
 def test_all_that_a_tool_prints_goes_this_way() -> None:
-    root = Path(__file__).resolve().parents[2]
-    files = [
-        path
-        for folder in ("crbp_d2", "tools", "datasets", "benchmarks")
-        for path in (root / folder).rglob("*.py")
-        if path != root / "crbp_d2" / "output.py"
-    ]
-    assert len(files) > 100
-    for path in files:
+    for path in sources("crbp_d2/output.py"):
         text = path.read_text()
         assert "sys.stdout" not in text and not re.search(r"^\s*print\(", text, re.M), path

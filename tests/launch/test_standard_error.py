@@ -14,8 +14,10 @@ import pytest
 
 from crbp_d2.output import remark
 from crbp_d2.progress import tqdm
+from tests.distributed import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+from .sources import sources
+
 WORK = (
     "from crbp_d2.progress import tqdm; print(sum(tqdm(range(5), 'bar', mininterval=0)));"
     "tqdm.tell('seen')"
@@ -53,14 +55,7 @@ def test_a_bar_that_is_not_wanted_where_nobody_looks_is_not_shown(capsys):
 
 
 def test_all_bars_of_the_project_are_of_this_kind():
-    files = [
-        path
-        for folder in ("crbp_d2", "tools", "datasets", "benchmarks")
-        for path in (ROOT / folder).rglob("*.py")
-        if path != ROOT / "crbp_d2" / "progress.py"
-    ]
-    assert len(files) > 100
-    for path in files:
+    for path in sources("crbp_d2/progress.py"):
         assert not re.search(r"^\s*(from|import) tqdm", path.read_text(), re.M), path
 
 
